@@ -1,0 +1,97 @@
+//! How a figure went over the recording: a bounded list of points, and the slope through them.
+
+use serde::{Deserialize, Serialize};
+
+/// Points kept at most; a power of two, so that halving the resolution is exact.
+const CAPACITY: usize = 256;
+
+/// One point: seconds since the start, and the figure.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Point {
+    /// Seconds since the start.
+    pub at: f64,
+    /// The figure.
+    pub value: u64,
+}
+
+/// A figure over time. Where it grows past [`CAPACITY`] points, every second one is dropped and from then on only every
+/// second one is taken, so that the points always cover the whole recording evenly.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Series {
+    points: Vec<Point>,
+    stride: u32,
+    skipped: u32,
+}
+
+impl Default for Series {
+    fn default() -> Self {
+        Self { points: Vec::new(), stride: 1, skipped: 0 }
+    }
+}
+
+impl Series {
+    /// Appends a point.
+    pub fn push(&mut self, at: f64, value: u64) {
+        self.skipped += 1;
+        if self.skipped < self.stride && !self.points.is_empty() {
+            return;
+        }
+        self.skipped = 0;
+        if self.points.len() >= CAPACITY {
+            let mut keep = false;
+            self.points.retain(|_| {
+                keep = !keep;
+                keep
+            });
+            self.stride = self.stride.saturating_mul(2);
+        }
+        self.points.push(Point { at, value });
+    }
+
+    /// The points, by rising time.
+    pub fn points(&self) -> &[Point] {
+        &self.points
+    }
+
+    /// Units per second: the least-squares slope through the points. `None` with fewer than two moments.
+    pub fn slope(&self) -> Option<f64> {
+        let count = self.points.len() as f64;
+        let mean_at = self.points.iter().map(|point| point.at).sum::<f64>() / count;
+        let mean_value = self.points.iter().map(|point| point.value as f64).sum::<f64>() / count;
+        let (mut covariance, mut variance) = (0.0, 0.0);
+        for point in &self.points {
+            covariance += (point.at - mean_at) * (point.value as f64 - mean_value);
+            variance += (point.at - mean_at).powi(2);
+        }
+        (variance > 0.0).then(|| covariance / variance)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn slope_of_too_few_points_is_unknown() {
+        let mut series = Series::default();
+        assert_eq!(series.slope(), None);
+        series.push(0.0, 5);
+        assert_eq!(series.slope(), None);
+        series.push(0.0, 7);
+        assert_eq!(series.slope(), None);
+    }
+
+    proptest! {
+        #[test]
+        fn slope_of_a_line_is_its_gradient(gradient in 0_u32..1000, count in 2_u32..2000) {
+            let mut series = Series::default();
+            for at in 0..count {
+                series.push(f64::from(at), u64::from(at * gradient));
+            }
+            let slope = series.slope().expect("two points");
+            prop_assert!((slope - f64::from(gradient)).abs() < 1e-6 * f64::from(gradient.max(1)));
+            prop_assert!(series.points().len() <= CAPACITY);
+        }
+    }
+}

@@ -1,0 +1,25 @@
+//! beamscope: where did the memory of this Erlang node go, and who is to blame?
+//!
+//! # How data flows
+//!
+//! ```text
+//! target ──► mappings, node facts, memory ─┐
+//! kernel ──► sites, blocks, samples, events ├──► ledger ──► Recording ──► attribute ──► report ──► text, JSON, SVG
+//! symbol ──► frames ───────────────────────┘
+//! ```
+//!
+//! # Invariants
+//!
+//! * [`mapping`], [`stack`], [`ledger`], [`recording`], [`erts`], [`attribute`] and [`report`] do no I/O: no file, no
+//!   process, no clock, no kernel. What they need of the node arrives as values or through [`target::memory::ReadMemory`].
+//! * A report is a function of a [`recording::Recording`] and of nothing else.
+//! * Only [`kernel::plan`] decides what is attached; it is pure and says what each fallback costs.
+//! * `unsafe` code stands in `kernel/wire.rs` and in the probe's program, nowhere else.
+//! * Bytes from the node, from files and from the kernel are hostile: no indexing, no unchecked arithmetic, and a read
+//!   that failed is an error, never a zero.
+
+pub mod ledger;
+pub mod mapping;
+pub mod recording;
+pub mod stack;
+pub mod target;

@@ -1,0 +1,3 @@
+//! The traced process, seen through `/proc`.
+
+pub mod memory;

@@ -1,0 +1,137 @@
+//! What the probe sends one by one: stack samples and changes of the address space, each in a ring buffer of its own.
+
+use bytemuck::{AnyBitPattern, NoUninit};
+
+use crate::SiteKey;
+
+/// Bytes of stack in a sample: whole pages from the one that holds the stack pointer.
+pub const STACK_BYTES: usize = 16 * 1024;
+
+/// Bytes of a thread's name, as `TASK_COMM_LEN` in the kernel.
+pub const COMMAND_BYTES: usize = 16;
+
+/// Why a stack was captured.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SampleOrigin {
+    /// One of the first stacks of a site; stands for no bytes.
+    Introduction = 1,
+    /// Chosen by byte sampling; stands for `size / (1 - exp(-size / interval))` bytes.
+    Sampled,
+    /// Belongs to the mapping event with the same `sequence`.
+    Mapping,
+}
+
+/// A `u32` that is no [`SampleOrigin`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnknownSampleOrigin(pub u32);
+
+impl TryFrom<u32> for SampleOrigin {
+    type Error = UnknownSampleOrigin;
+
+    fn try_from(value: u32) -> Result<Self, UnknownSampleOrigin> {
+        match value {
+            1 => Ok(Self::Introduction),
+            2 => Ok(Self::Sampled),
+            3 => Ok(Self::Mapping),
+            _ => Err(UnknownSampleOrigin(value)),
+        }
+    }
+}
+
+/// Beginning of a record in the ring buffer `SAMPLES`; [`STACK_BYTES`] of stack follow.
+///
+/// The first byte of the stack image is that of the page that holds `stack_pointer`; what lies below the pointer is
+/// not filled in.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, NoUninit, AnyBitPattern)]
+pub struct SampleHeader {
+    /// The site (not for [`SampleOrigin::Mapping`]).
+    pub site: SiteKey,
+    /// Number of the mapping event (only for [`SampleOrigin::Mapping`]).
+    pub sequence: u64,
+    /// Bytes of the allocation.
+    pub size: u64,
+    /// Program counter: the return address of the allocation function, or where a system call goes on.
+    pub instruction_pointer: u64,
+    /// Stack pointer that belongs to it.
+    pub stack_pointer: u64,
+    /// `rbp`, or `x29`.
+    pub frame_pointer: u64,
+    /// `x30`; 0 on x86_64.
+    pub link_register: u64,
+    /// Thread id in the initial pid namespace.
+    pub thread: u32,
+    /// A [`SampleOrigin`].
+    pub origin: u32,
+    /// Bytes of the image that could be read, from its beginning; a multiple of the 4096 that are read at a time.
+    pub captured: u32,
+    /// Keeps the size a multiple of 8.
+    pub reserved: u32,
+    /// The thread's name, padded with NUL.
+    pub command: [u8; COMMAND_BYTES],
+}
+
+/// What happened to the address space.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MappingKind {
+    /// `mmap` returned `address`.
+    Mapped = 1,
+    /// `munmap` begins for `address`, `length`: from here on the pages can be somebody else's.
+    Unmapping,
+    /// The `munmap` that this thread began last failed.
+    UnmapFailed,
+    /// `mremap` made `address`, `length` out of `old_address`, `old_length`.
+    Moved,
+    /// `brk` moved the end of the heap from `old_address` to `address`.
+    Break,
+}
+
+/// A `u32` that is no [`MappingKind`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnknownMappingKind(pub u32);
+
+impl TryFrom<u32> for MappingKind {
+    type Error = UnknownMappingKind;
+
+    fn try_from(value: u32) -> Result<Self, UnknownMappingKind> {
+        match value {
+            1 => Ok(Self::Mapped),
+            2 => Ok(Self::Unmapping),
+            3 => Ok(Self::UnmapFailed),
+            4 => Ok(Self::Moved),
+            5 => Ok(Self::Break),
+            _ => Err(UnknownMappingKind(value)),
+        }
+    }
+}
+
+/// A record in the ring buffer `MAPPINGS`. They arrive in the order in which they happened.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, NoUninit, AnyBitPattern)]
+pub struct MappingEvent {
+    /// Joins the event and its stack sample. 0: no stack was captured.
+    pub sequence: u64,
+    /// When it happened.
+    pub at: u64,
+    /// Begin of the range.
+    pub address: u64,
+    /// Length of the range, as it was asked for.
+    pub length: u64,
+    /// Begin of the range that it replaces ([`MappingKind::Moved`], [`MappingKind::Break`]).
+    pub old_address: u64,
+    /// Length of the range that it replaces ([`MappingKind::Moved`]).
+    pub old_length: u64,
+    /// A [`MappingKind`].
+    pub kind: u32,
+    /// Thread id in the initial pid namespace.
+    pub thread: u32,
+    /// `prot` of `mmap`.
+    pub protection: u32,
+    /// `flags` of `mmap` or `mremap`.
+    pub flags: u32,
+}
+
+const _: () = assert!(size_of::<SampleHeader>() == 104);
+const _: () = assert!(size_of::<MappingEvent>() == 64);

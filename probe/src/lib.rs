@@ -1,0 +1,127 @@
+//! The contract between beamscope's agent and its BPF program: what lies in each map and ring buffer record.
+//!
+//! Everything here is plain integers without padding, so that both sides can copy it byte by byte. Discriminants
+//! travel as `u32` and come back through `TryFrom`, since the other side of a contract can be another version.
+//! Addresses are those of the traced process; sizes and lengths are bytes; times are `CLOCK_MONOTONIC` nanoseconds.
+#![no_std]
+
+mod event;
+mod site;
+
+pub use event::{
+    COMMAND_BYTES, MappingEvent, MappingKind, STACK_BYTES, SampleHeader, SampleOrigin, UnknownMappingKind,
+    UnknownSampleOrigin,
+};
+pub use site::{Block, Call, Function, Site, SiteKey, UnknownFunction};
+
+use bytemuck::{AnyBitPattern, NoUninit};
+
+/// Changes whenever a type of this crate or its meaning changes. The agent refuses an object of another version.
+pub const ABI_VERSION: u32 = 1;
+
+/// Name of the ELF section that holds an object's [`Contract`].
+pub const CONTRACT_SECTION: &str = "beamscope.contract";
+
+/// What an object says about itself, readable before anything is loaded.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, NoUninit, AnyBitPattern)]
+pub struct Contract {
+    /// The object's [`ABI_VERSION`].
+    pub abi_version: u32,
+    /// The architecture whose `pt_regs` the object reads: an [`Architecture`] as `u32`.
+    pub architecture: u32,
+}
+
+/// A processor architecture, as its `e_machine` number in ELF.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Architecture {
+    /// `EM_X86_64`.
+    X86_64 = 62,
+    /// `EM_AARCH64`.
+    Aarch64 = 183,
+}
+
+/// Written by the agent, read by every program: the only element of the `CONTROL` map.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, NoUninit, AnyBitPattern)]
+pub struct Control {
+    /// 1 between the moment when all probes are attached and the moment before the first is detached.
+    pub recording: u32,
+    /// Thread group id, in the initial pid namespace, whose system calls the tracepoints follow. 0: none.
+    pub target: u32,
+    /// Stacks that are captured for each site before sampling decides alone.
+    pub introductions: u32,
+    /// Keeps the size a multiple of 8.
+    pub reserved: u32,
+}
+
+/// Elements of the `EXPONENTIAL` map: draws from an exponential distribution, in bytes (a power of two).
+pub const EXPONENTIAL_DRAWS: u32 = 4096;
+
+/// What the program could not do. Each is an element of the per-CPU array `COUNTERS`.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counter {
+    /// Calls of the allocation functions and of `free` that were followed.
+    Calls = 0,
+    /// Allocations that returned no memory.
+    FailedAllocations,
+    /// `free` of an address that was allocated before the recording, or not followed.
+    UnknownFrees,
+    /// Blocks that were not followed because the `LIVE` map was full.
+    LiveTableFull,
+    /// Bytes of the blocks counted by [`Counter::LiveTableFull`].
+    LiveTableFullBytes,
+    /// Allocations whose site did not fit into the `SITES` map and that were counted under a coarser one.
+    SiteTableFull,
+    /// Calls that were not followed because the `CALLS` map was full.
+    CallTableFull,
+    /// Returns of an allocation function whose entry was not seen.
+    UnmatchedReturns,
+    /// Entries of an allocation function whose return was not seen.
+    AbandonedCalls,
+    /// Blocks that were allocated where another was still live: its `free` was not seen.
+    MissedFrees,
+    /// Reads of the target's memory that failed where the result was needed.
+    FailedReads,
+    /// Stack samples that did not fit into the ring buffer.
+    LostSamples,
+    /// Mapping events that did not fit into the ring buffer.
+    LostMappings,
+    /// Mapping calls that were not followed because the `MAPPING_CALLS` map was full.
+    MappingCallTableFull,
+    /// Mapping calls made by the allocation functions themselves; their blocks are followed instead.
+    AllocatorMappings,
+}
+
+impl Counter {
+    /// All counters, in the order of their discriminants.
+    pub const ALL: [Self; 15] = [
+        Self::Calls,
+        Self::FailedAllocations,
+        Self::UnknownFrees,
+        Self::LiveTableFull,
+        Self::LiveTableFullBytes,
+        Self::SiteTableFull,
+        Self::CallTableFull,
+        Self::UnmatchedReturns,
+        Self::AbandonedCalls,
+        Self::MissedFrees,
+        Self::FailedReads,
+        Self::LostSamples,
+        Self::LostMappings,
+        Self::MappingCallTableFull,
+        Self::AllocatorMappings,
+    ];
+}
+
+const _: () = assert!(size_of::<Contract>() == 8);
+const _: () = assert!(size_of::<Control>() == 16);
+const _: () = {
+    let mut index = 0;
+    while index < Counter::ALL.len() {
+        assert!(Counter::ALL[index] as usize == index);
+        index += 1;
+    }
+};
