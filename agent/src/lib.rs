@@ -18,8 +18,10 @@
 //! * Bytes from the node, from files and from the kernel are hostile: no indexing, no unchecked arithmetic, and a read
 //!   that failed is an error, never a zero.
 
+pub mod kernel;
 pub mod ledger;
 pub mod mapping;
 pub mod recording;
+pub mod sampling;
 pub mod stack;
 pub mod target;

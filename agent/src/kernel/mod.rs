@@ -1,0 +1,5 @@
+//! The edge to the kernel: what it can do, what is attached, and what comes back.
+
+pub mod object;
+pub mod placement;
+pub mod wire;
