@@ -2,4 +2,7 @@
 
 pub mod object;
 pub mod placement;
+pub mod plan;
+pub mod session;
+mod tracefs;
 pub mod wire;

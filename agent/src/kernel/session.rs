@@ -167,12 +167,7 @@ impl Session {
     }
 
     /// As [`Session::read_samples`], for mapping events.
-    pub fn read_mappings(
-        &mut self,
-        limit: usize,
-        malformed: &mut u64,
-        mut take: impl FnMut(&MappingEvent),
-    ) -> usize {
+    pub fn read_mappings(&mut self, limit: usize, malformed: &mut u64, mut take: impl FnMut(&MappingEvent)) -> usize {
         for read in 0..limit {
             let Some(record) = self.mappings.next() else { return read };
             match split_record::<MappingEvent>(&record) {
