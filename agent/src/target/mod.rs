@@ -1,3 +1,4 @@
 //! The traced process, seen through `/proc`.
 
+pub mod maps;
 pub mod memory;
