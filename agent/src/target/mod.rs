@@ -1,3 +1,6 @@
 //! The traced process, seen through `/proc`.
 
+pub mod elf;
+pub mod maps;
 pub mod memory;
+pub mod sections;
