@@ -12,44 +12,15 @@ use super::StackEnd;
 use crate::{
     ledger::RawStack,
     mapping::{Address, Mappings},
+    target::sections::{Section, SectionBytes, UnwindSections},
 };
 
 /// Frames that are walked at most. Deeper stacks are recursions, whose end is at the leaf.
 const MAXIMUM_FRAMES: usize = 128;
 
-/// Unwind tables of one file, as it lies in memory.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct UnwindTables {
-    /// `.eh_frame` with its addresses in the file.
-    pub eh_frame: Option<Section>,
-    /// `.eh_frame_hdr` with its addresses in the file.
-    pub eh_frame_hdr: Option<Section>,
-    /// `.debug_frame`.
-    pub debug_frame: Option<Section>,
-    /// `.text` with its addresses in the file.
-    pub text: Option<Section>,
-    /// Addresses of `.got` in the file.
-    pub got: Option<Range<u64>>,
-}
-
-/// A section of a file: the addresses that the file states for it, and its bytes.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Section {
-    /// Stated addresses.
-    pub addresses: Range<u64>,
-    /// Content.
-    pub bytes: Vec<u8>,
-}
-
-impl fmt::Debug for Section {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Section({:#x?})", self.addresses)
-    }
-}
-
 /// Walks the stacks of one process.
 pub struct Unwinder {
-    unwinder: UnwinderNative<Vec<u8>, MayAllocateDuringUnwind>,
+    unwinder: UnwinderNative<SectionBytes, MayAllocateDuringUnwind>,
     cache: CacheNative<MayAllocateDuringUnwind>,
     modules: Vec<Range<u64>>,
     mappings: Mappings,
@@ -75,13 +46,13 @@ impl Default for Unwinder {
 impl Unwinder {
     /// Adds a file's code that is mapped at `code`; addresses in memory are `bias` above those that the file states.
     /// A module that was there before and has been unmapped meanwhile is replaced.
-    pub fn add_module(&mut self, name: String, code: Range<u64>, bias: u64, tables: UnwindTables) {
+    pub fn add_module(&mut self, name: String, code: Range<u64>, bias: u64, tables: UnwindSections) {
         let replaced: Vec<Range<u64>> =
             self.modules.extract_if(.., |old| old.start < code.end && code.start < old.end).collect();
         for old in replaced {
             self.unwinder.remove_module(old.start);
         }
-        let UnwindTables { eh_frame, eh_frame_hdr, debug_frame, text, got } = tables;
+        let UnwindSections { eh_frame, eh_frame_hdr, debug_frame, text, plt: _, got } = tables;
         let (eh_frame_svma, eh_frame) = split(eh_frame);
         let (eh_frame_hdr_svma, eh_frame_hdr) = split(eh_frame_hdr);
         let (_, debug_frame) = split(debug_frame);
@@ -94,7 +65,7 @@ impl Unwinder {
             debug_frame,
             text_svma,
             text,
-            got_svma: got,
+            got_svma: got.map(|got| got.addresses),
             ..ExplicitModuleSectionInfo::default()
         };
         self.modules.push(code.clone());
@@ -116,8 +87,9 @@ impl Unwinder {
         self.mappings.find(Address(address)).is_none()
     }
 
-    /// Walks the stack of a sample; `image` is what was captured of it, from the page of the stack pointer on.
-    pub fn unwind(&mut self, header: &SampleHeader, image: &[u8], leaf_is_return: bool) -> RawStack {
+    /// Walks the stack of a sample; `image` is what was captured of it, from the page of the stack pointer on. Also says
+    /// the address at which the walk ended because no code is known there.
+    pub fn unwind(&mut self, header: &SampleHeader, image: &[u8], leaf_is_return: bool) -> (RawStack, Option<u64>) {
         let captured = usize::try_from(header.captured).unwrap_or(0).min(image.len());
         let image = image.get(..captured).unwrap_or_default();
         let mut stack = RawStack { addresses: Vec::new(), leaf_is_return, end: StackEnd::NoUnwindInformation };
@@ -128,15 +100,17 @@ impl Unwinder {
             word.ok_or(())
         };
         let Some(mut address) = frame_address(header.instruction_pointer, leaf_is_return) else {
-            return stack;
+            return (stack, None);
         };
+        let mut left_at = None;
         let mut registers = registers(header);
         loop {
             let pc = address.address();
-            let Some(mapping) = self.mappings.find(Address(address.address_for_lookup())) else { break };
-            if !mapping.permissions.execute {
+            let lookup = address.address_for_lookup();
+            let Some(mapping) = self.mappings.find(Address(lookup)).filter(|mapping| mapping.permissions.execute) else {
+                left_at = Some(lookup);
                 break;
-            }
+            };
             stack.addresses.push(Address(pc));
             if mapping.is_jit() {
                 stack.end = StackEnd::Jit;
@@ -161,11 +135,11 @@ impl Unwinder {
         if stack.end == StackEnd::NoUnwindInformation && truncated {
             stack.end = StackEnd::Truncated;
         }
-        stack
+        (stack, left_at)
     }
 }
 
-fn split(section: Option<Section>) -> (Option<Range<u64>>, Option<Vec<u8>>) {
+fn split(section: Option<Section>) -> (Option<Range<u64>>, Option<SectionBytes>) {
     section.map(|Section { addresses, bytes }| (addresses, bytes)).unzip()
 }
 
@@ -221,7 +195,8 @@ mod tests {
     #[test]
     fn a_stack_outside_all_mappings_is_empty() {
         let header = SampleHeader { instruction_pointer: 0x1234, captured: 4096, ..SampleHeader::default() };
-        let stack = Unwinder::default().unwind(&header, &[0; 4096], true);
+        let (stack, left_at) = Unwinder::default().unwind(&header, &[0; 4096], true);
         assert_eq!((stack.addresses.as_slice(), stack.end), (&[][..], StackEnd::NoUnwindInformation));
+        assert_eq!(left_at, Some(0x1233));
     }
 }
