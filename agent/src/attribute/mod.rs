@@ -7,6 +7,8 @@
 
 mod wrapper;
 
+use std::{cmp::Reverse, collections::BTreeMap};
+
 use crate::{
     erts::code,
     recording::{CarrierSeen, Site},
@@ -50,7 +52,7 @@ pub enum Evidence {
         count: usize,
         /// Their size.
         bytes: u64,
-        /// Their allocators, sorted.
+        /// Their allocators; the one with most bytes first.
         allocators: Vec<String>,
     },
     /// The first frame that is more than a way to allocate; an index into the stack's frames.
@@ -70,8 +72,7 @@ pub fn attribute(site: &Site, carriers: &[&CarrierSeen]) -> Attribution {
         return attribution;
     };
     // One carrier amid much else is what is left in a block that libc handed out again.
-    let bytes = carriers.iter().fold(0_u64, |sum, carrier| sum.saturating_add(carrier.bytes));
-    let decides = bytes >= site.outstanding_bytes() / 2;
+    let decides = matches!(found, Evidence::Carriers { bytes, .. } if bytes >= site.outstanding_bytes() / 2);
     if attribution.class != Class::Vm && (decides || attribution.class == Class::Unknown) {
         attribution.class = Class::Vm;
         attribution.via = None;
@@ -86,10 +87,16 @@ pub fn is_wrapper(frame: &Frame) -> bool {
 }
 
 fn carrier_evidence(carriers: &[&CarrierSeen]) -> Option<Evidence> {
-    let mut allocators: Vec<_> = carriers.iter().map(|carrier| carrier.allocator.clone()).collect();
-    allocators.sort_unstable();
-    allocators.dedup();
-    let bytes = carriers.iter().fold(0_u64, |sum, carrier| sum.saturating_add(carrier.bytes));
+    let mut by_allocator: BTreeMap<&str, u64> = BTreeMap::new();
+    for carrier in carriers {
+        let sum = by_allocator.entry(&carrier.allocator).or_default();
+        *sum = sum.saturating_add(carrier.bytes);
+    }
+    let bytes = by_allocator.values().fold(0_u64, |sum, bytes| sum.saturating_add(*bytes));
+    let mut allocators: Vec<_> = by_allocator.into_iter().collect();
+    // Stable: those of the same size stay sorted by name.
+    allocators.sort_by_key(|(_, bytes)| Reverse(*bytes));
+    let allocators = allocators.into_iter().map(|(allocator, _)| allocator.to_owned()).collect();
     (!carriers.is_empty()).then_some(Evidence::Carriers { count: carriers.len(), bytes, allocators })
 }
 

@@ -162,7 +162,7 @@ impl Text<'_> {
         let mut table = table(&header, 0..5);
         for (rank, ranked) in (1..).zip(sites.iter().take(shown)) {
             let carriers = ranked.attribution.evidence.iter().find_map(|evidence| match evidence {
-                Evidence::Carriers { allocators, .. } => Some(allocators.join(", ")),
+                Evidence::Carriers { allocators, .. } => Some(first_of(allocators, LIBRARY)),
                 _ => None,
             });
             table.add_row(self.site_row(rank, ranked, carriers.as_deref().unwrap_or("none seen")));
@@ -183,7 +183,7 @@ impl Text<'_> {
             if site.outstanding_bytes() == 0 { "-".into() } else { unit::seconds(site.survivors.oldest_seconds) },
             label::shorten(&label::clean(owner), LIBRARY),
             label::shorten(&function, FUNCTION),
-            threads(&site.threads),
+            first_of(&site.threads, THREAD),
         ]
     }
 
@@ -300,13 +300,14 @@ fn responsible(ranked: &RankedSite<'_>) -> Option<String> {
     Some(label::function(ranked.site.stack.frames.get(ranked.attribution.responsible?)?))
 }
 
-fn threads(names: &[String]) -> String {
+/// The first of `names`, and how many more there are.
+fn first_of(names: &[String], width: usize) -> String {
     let first = names.first().map(|name| label::clean(name)).unwrap_or_default();
     match names.len().saturating_sub(1) {
-        0 => label::shorten(&first, THREAD),
+        0 => label::shorten(&first, width),
         more => {
             let more = format!(" +{more}");
-            format!("{}{more}", label::shorten(&first, THREAD.saturating_sub(more.len())))
+            format!("{}{more}", label::shorten(&first, width.saturating_sub(more.len())))
         }
     }
 }
