@@ -1,6 +1,9 @@
 //! The traced process, seen through `/proc`.
 
 pub mod elf;
+mod facts;
 pub mod maps;
 pub mod memory;
+pub mod node;
+pub mod process;
 pub mod sections;
