@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use crate::{
-    cli::RecordArgs,
+    cli::{Common, RecordArgs},
     kernel::features::KernelFeatures,
     output::Output,
     recorder::{Options, Recorder},
@@ -24,7 +24,8 @@ const POLL_EVERY: Duration = Duration::from_millis(20);
 const OBSERVE_EVERY: Duration = Duration::from_secs(1);
 
 /// Records until the time is over, the user stops it or the node exits; always writes the file.
-pub fn run(args: &RecordArgs, quiet: bool) -> anyhow::Result<()> {
+pub(super) fn run(args: &RecordArgs, common: &Common) -> anyhow::Result<()> {
+    let quiet = common.quiet;
     // A bad path must be known before the node is touched.
     let output = Output::create(&args.output, args.force)?;
     let target = find::resolve(args.target.as_deref())?;

@@ -133,7 +133,7 @@ fn point(program: &'static str, allocator: &Allocator, located: &Located, placem
     Point {
         program,
         path: allocator.attach_path.clone(),
-        offset: located.file_offset.saturating_add(placement.offset),
+        offset: located.offset.0.saturating_add(placement.offset),
         place: name.to_owned(),
     }
 }
@@ -141,6 +141,7 @@ fn point(program: &'static str, allocator: &Allocator, located: &Located, placem
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::target::elf::{ElfAddress, FileOffset};
 
     const PUSH: &[u8] = &[0x55];
     const SUB: &[u8] = &[0x48, 0x83, 0xec, 0x18];
@@ -148,8 +149,8 @@ mod tests {
     fn allocator(functions: &[(Function, &[u8])]) -> Allocator {
         let located = |(number, (function, code)): (u64, &(Function, &[u8]))| Located {
             function: *function,
-            address: 0x1000 * number,
-            file_offset: 0x1000 * number,
+            address: ElfAddress(0x1000 * number),
+            offset: FileOffset(0x1000 * number),
             size: 64,
             code: code.to_vec(),
         };
@@ -157,6 +158,7 @@ mod tests {
             path: "/lib/libc.so.6".to_owned(),
             attach_path: "/proc/1/root/lib/libc.so.6".into(),
             name: "libc.so.6".to_owned(),
+            bias: 0,
             functions: (0..).zip(functions).map(located).collect(),
         }
     }

@@ -89,7 +89,6 @@ pub enum SessionError {
 }
 
 /// The probe, loaded and attached.
-#[derive(Debug)]
 pub struct Session {
     control: Array<MapData, Wire<Control>>,
     counters: PerCpuArray<MapData, u64>,
@@ -100,6 +99,12 @@ pub struct Session {
     settings: Control,
     /// Holds programs and links; dropped last.
     _ebpf: Ebpf,
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Session({:?})", self.settings)
+    }
 }
 
 impl Session {

@@ -8,11 +8,11 @@ use nix::{
 };
 
 /// Where tracefs belongs (Documentation/trace/ftrace.rst), and where aya looks for it.
-pub const PLACE: &str = "/sys/kernel/tracing";
+const PLACE: &str = "/sys/kernel/tracing";
 
 /// Runs `attach`; where `mount_tracefs`, on a thread with a mount namespace of its own in which tracefs is mounted. The
 /// namespace, and with it the mount, goes when the thread ends.
-pub fn with<T: Send>(mount_tracefs: bool, attach: impl FnOnce() -> T + Send) -> io::Result<T> {
+pub(super) fn with<T: Send>(mount_tracefs: bool, attach: impl FnOnce() -> T + Send) -> io::Result<T> {
     if !mount_tracefs {
         return Ok(attach());
     }

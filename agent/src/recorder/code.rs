@@ -88,7 +88,7 @@ impl Code {
     }
 
     /// Looks up the names of new stacks.
-    pub(super) fn learn<'a>(&mut self, stacks: impl Iterator<Item = &'a RawStack>) {
+    pub(super) fn learn(&mut self, stacks: &[&RawStack]) {
         self.symbols.learn(stacks, &self.mappings);
     }
 

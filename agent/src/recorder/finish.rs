@@ -8,7 +8,7 @@ use beamscope_probe::{Block, Counter, Function, SiteKey};
 use super::Recorder;
 use crate::{
     erts::carrier,
-    ledger::{RawStack, SiteTotals},
+    ledger::{Ledger, RawStack, SiteTotals},
     mapping::Address,
     recording::{CarrierSeen, Ended, Interval, Mode, Recording, Site},
     stack::{Frame, FrameKind, StackEnd},
@@ -38,7 +38,7 @@ impl Recorder {
         let (dropped_samples, dropped_events) = (self.ledger.dropped_samples, self.ledger.dropped_events);
 
         let Self { ledger, stacks, unnamed, .. } = &mut self;
-        let ledger = std::mem::take(ledger);
+        let ledger = std::mem::replace(ledger, Ledger::new(0, 1));
         let totals = ledger.close(seconds, live.into_iter(), |key| {
             let (id, is_new) = stacks.intern(caller_only(key));
             if is_new {
@@ -150,7 +150,7 @@ impl Recorder {
             .largest
             .iter()
             .filter(|(address, size)| *size >= SMALLEST_CARRIER && seen.insert(*address))
-            .filter_map(|(address, _)| carrier::recognise(Address(*address), self.target.memory()))
+            .filter_map(|(address, size)| carrier::find(Address(*address), *size, self.target.memory()))
             .map(|found| CarrierSeen { site, allocator: found.allocator, bytes: found.bytes })
             .collect()
     }

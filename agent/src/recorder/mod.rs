@@ -21,7 +21,10 @@ use crate::{
     ledger::{Ledger, RawStack, StackId, Stacks},
     recording::Snapshot,
     stack::StackEnd,
-    target::{allocator::Allocator, process::Target},
+    target::{
+        allocator::{self, Allocator, Allocators},
+        process::Target,
+    },
 };
 use code::Code;
 
@@ -80,7 +83,14 @@ struct StackEnds {
 impl Recorder {
     /// Attaches to `target`. Nothing is recorded before [`Recorder::start`].
     pub fn attach(target: Target, features: &KernelFeatures, options: Options) -> anyhow::Result<Self> {
-        let allocators = target.allocators()?;
+        let Allocators { serving: allocators, resolved, unread } = allocator::find(&target, &target.maps()?)?;
+        let mut defects: Vec<String> = unread
+            .into_iter()
+            .map(|error| format!("calls of one library were not looked at: {:#}", anyhow::Error::new(error)))
+            .collect();
+        if !resolved {
+            defects.push("which malloc the process calls could not be read from its memory, only from the order in which its libraries were loaded".to_owned());
+        }
         let tracing = if options.no_tracepoints {
             SystemCallTracing::Unavailable { reason: "asked for by --no-tracepoints".to_owned() }
         } else {
@@ -109,7 +119,7 @@ impl Recorder {
             snapshots: Vec::new(),
             stack_ends: StackEnds::default(),
             malformed: 0,
-            defects: Vec::new(),
+            defects,
         })
     }
 
@@ -184,7 +194,7 @@ impl Recorder {
         if unnamed.is_empty() {
             return;
         }
-        code.learn(unnamed.iter().filter_map(|id| stacks.get(*id)));
+        code.learn(&unnamed.iter().filter_map(|id| stacks.get(*id)).collect::<Vec<_>>());
         unnamed.clear();
     }
 }

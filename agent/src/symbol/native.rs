@@ -42,8 +42,9 @@ impl NativeSymbols {
     }
 
     /// Looks up what is new in `stacks`.
-    pub fn learn<'a>(&mut self, stacks: impl Iterator<Item = &'a RawStack>, mappings: &Mappings) {
+    pub fn learn(&mut self, stacks: &[&RawStack], mappings: &Mappings) {
         let new: BTreeSet<Address> = stacks
+            .iter()
             .flat_map(|stack| lookups(stack).map(|(_, lookup)| lookup))
             .filter(|lookup| !self.known.contains_key(lookup))
             .collect();
