@@ -4,6 +4,7 @@
 mod demo;
 mod fixtures;
 mod node;
+mod probe;
 mod project;
 mod setup;
 mod watched;
@@ -22,6 +23,12 @@ enum Task {
     Demo,
     /// Compile the Erlang and C fixtures of `tests/nodes` into `target/nodes`.
     Fixtures,
+    /// Build the BPF objects into `probe/prebuilt`.
+    Probe {
+        /// Fail if the checked-in objects are not those of the sources; writes nothing into the project.
+        #[arg(long)]
+        check: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -29,6 +36,8 @@ fn main() -> ExitCode {
     let result = Project::find().and_then(|project| match task {
         Task::Demo => demo::run(&project),
         Task::Fixtures => fixtures::run(&project),
+        Task::Probe { check: true } => probe::check(&project),
+        Task::Probe { check: false } => probe::build(&project),
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,

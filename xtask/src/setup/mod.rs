@@ -7,7 +7,7 @@ use std::{fs, os::unix::fs::MetadataExt as _, process::Command};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-pub(crate) use need::{Job, Need, Packages};
+pub(crate) use need::{Job, Need, Packages, Presence, on_path};
 use plan::{Machine, Plan};
 
 /// Returns when everything that `job` needs is there. Changes nothing when it already is, or when it cannot all be had.
