@@ -18,7 +18,7 @@ use crate::{
 };
 
 const SECONDS: u64 = 10;
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Leaves the recording and the flame graph in `target/demo`, and no process behind.
 pub(crate) fn run(project: &Project) -> Result<()> {

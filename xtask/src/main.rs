@@ -1,12 +1,15 @@
 //! Which task does `cargo xtask NAME` run?
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a task talks to the person who started it")]
 
+mod bench;
 mod demo;
 mod fixtures;
 mod node;
 mod probe;
 mod project;
 mod setup;
+mod test;
+mod tidy;
 mod watched;
 
 use std::process::ExitCode;
@@ -19,6 +22,8 @@ use project::Project;
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 enum Task {
+    /// Measure what a malloc and free pair costs a node: bare, under beamscope, under its peers.
+    Bench,
     /// Start a small leaky Erlang node, record it, and show the report and the flame graph.
     Demo,
     /// Compile the Erlang and C fixtures of `tests/nodes` into `target/nodes`.
@@ -29,13 +34,20 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
+    /// Check and test everything; needs root. CI runs this.
+    Test,
+    /// Check the rules that no compiler checks: length of files, I/O in the core, licences.
+    Tidy,
 }
 
 fn main() -> ExitCode {
     let task = Task::parse();
     let result = Project::find().and_then(|project| match task {
+        Task::Bench => bench::run(&project),
         Task::Demo => demo::run(&project),
         Task::Fixtures => fixtures::run(&project),
+        Task::Test => test::run(&project),
+        Task::Tidy => tidy::run(&project),
         Task::Probe { check: true } => probe::check(&project),
         Task::Probe { check: false } => probe::build(&project),
     });

@@ -21,7 +21,7 @@ pub(crate) struct Node {
     pid: u32,
 }
 
-const START: Duration = Duration::from_secs(60);
+const START: Duration = Duration::from_mins(1);
 
 impl Node {
     /// Starts a node with the compiled fixtures in `code`, and returns when it is up.

@@ -41,11 +41,6 @@ pub(crate) fn try_install(needs: &[Need]) -> Result<(), String> {
     if left.is_empty() { Ok(()) } else { Err(format!("{} missing after the installation", left.join(", "))) }
 }
 
-/// Whether this process is root.
-pub(crate) fn is_root() -> bool {
-    machine().uid == 0
-}
-
 fn machine() -> Machine {
     // The owner of /proc/self is our effective user; without /proc nothing of beamscope works anyway.
     let uid = fs::metadata("/proc/self").map_or(u32::MAX, |metadata| metadata.uid());
