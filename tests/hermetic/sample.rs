@@ -147,6 +147,7 @@ fn sites() -> Vec<Site> {
     ]
 }
 
+#[derive(Clone, Copy)]
 struct Figures {
     allocated: (u64, u64),
     freed: (u64, u64),

@@ -176,12 +176,8 @@ mod tests {
 
     #[test]
     fn an_empty_recording_has_a_report() {
-        let recording = crate::recording::Recording {
-            snapshots: Vec::new(),
-            sites: Vec::new(),
-            counts: BTreeMap::new(),
-            ..sample::recording()
-        };
+        let recording =
+            Recording { snapshots: Vec::new(), sites: Vec::new(), counts: BTreeMap::new(), ..sample::recording() };
         let report = Report::new(&recording);
         assert_eq!(report.rss, None);
         assert_eq!(report.calls_per_second(), None);
