@@ -1,6 +1,7 @@
 //! What does a recording say? The model that all renderings share.
 
 pub mod flame;
+mod header;
 pub mod json;
 pub mod label;
 mod legend;
