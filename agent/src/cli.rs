@@ -94,9 +94,12 @@ pub struct RecordArgs {
     /// Mean number of allocated bytes between two captured stacks
     #[arg(long, value_name = "BYTES", default_value = "1MiB", value_parser = parse_bytes)]
     pub sample_bytes: u64,
-    /// Blocks that can be followed at the same time [default: by the node's memory]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1024..))]
-    pub max_live: Option<u32>,
+    /// Blocks that can be followed at the same time; each takes about 100 bytes of kernel memory
+    #[arg(long, value_name = "N", default_value_t = 1 << 20, value_parser = clap::value_parser!(u32).range(1024..))]
+    pub max_live: u32,
+    /// Follow mapping calls at the C library's functions, even where the kernel has tracepoints for system calls
+    #[arg(long)]
+    pub no_tracepoints: bool,
 }
 
 /// Ways to record.

@@ -22,12 +22,16 @@ pub mod attribute;
 pub mod cli;
 pub mod command;
 pub mod erts;
+pub mod kernel;
 pub mod ledger;
 pub mod mapping;
 pub mod output;
+pub mod recorder;
 pub mod recording;
 pub mod report;
+pub mod sampling;
 pub mod stack;
+pub mod symbol;
 pub mod target;
 
 // The sample recording is written against the library's name, since the hermetic tests use it too.

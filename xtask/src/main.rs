@@ -1,1 +1,61 @@
-fn main() {}
+//! Which task does `cargo xtask NAME` run?
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a task talks to the person who started it")]
+
+mod bench;
+mod demo;
+mod fixtures;
+mod node;
+mod probe;
+mod project;
+mod setup;
+mod test;
+mod tidy;
+mod watched;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use project::Project;
+
+/// Tasks of the beamscope project.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+enum Task {
+    /// Measure what a malloc and free pair costs a node: bare, under beamscope, under its peers.
+    Bench,
+    /// Start a small leaky Erlang node, record it, and show the report and the flame graph.
+    Demo,
+    /// Compile the Erlang and C fixtures of `tests/nodes` into `target/nodes`.
+    Fixtures,
+    /// Build the BPF objects into `probe/prebuilt`.
+    Probe {
+        /// Fail if the checked-in objects are not those of the sources; writes nothing into the project.
+        #[arg(long)]
+        check: bool,
+    },
+    /// Check and test everything; needs root. CI runs this.
+    Test,
+    /// Check the rules that no compiler checks: length of files, I/O in the core, licences.
+    Tidy,
+}
+
+fn main() -> ExitCode {
+    let task = Task::parse();
+    let result = Project::find().and_then(|project| match task {
+        Task::Bench => bench::run(&project),
+        Task::Demo => demo::run(&project),
+        Task::Fixtures => fixtures::run(&project),
+        Task::Test => test::run(&project),
+        Task::Tidy => tidy::run(&project),
+        Task::Probe { check: true } => probe::check(&project),
+        Task::Probe { check: false } => probe::build(&project),
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

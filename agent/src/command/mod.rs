@@ -2,6 +2,7 @@
 
 mod flamegraph;
 mod pending;
+mod record;
 mod report;
 
 use crate::cli::{Cli, Command};
@@ -12,7 +13,7 @@ pub fn run(cli: &Cli) -> anyhow::Result<()> {
     match command {
         Command::Ps => pending::ps(),
         Command::Doctor(_) => pending::doctor(),
-        Command::Record(_) => pending::record(),
+        Command::Record(args) => record::run(args, common),
         Command::Report(args) => report::run(args, *common),
         Command::Flamegraph(args) => flamegraph::run(args, *common),
     }

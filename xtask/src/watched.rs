@@ -1,0 +1,114 @@
+//! How does a task run a program beside others, wait for what it prints, and end it?
+
+use std::{
+    io::{BufRead as _, BufReader, Read},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::mpsc::{self, Receiver, RecvTimeoutError, Sender},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+/// A child process whose output is read line by line. It is killed when this value goes.
+pub(crate) struct Watched {
+    name: String,
+    child: Child,
+    lines: Receiver<String>,
+    seen: Vec<String>,
+}
+
+/// What becomes of the lines that a child prints.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Echo {
+    /// They also go to our stderr.
+    Stderr,
+    /// They are kept for an error message.
+    No,
+}
+
+impl Watched {
+    pub(crate) fn start(command: &mut Command, echo: Echo) -> Result<Self> {
+        let name = command.get_program().to_string_lossy().into_owned();
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("{name} does not start"))?;
+        let (sender, lines) = mpsc::channel();
+        read_lines(child.stdout.take().context("no stdout")?, sender.clone(), echo);
+        read_lines(child.stderr.take().context("no stderr")?, sender, echo);
+        Ok(Self { name, child, lines, seen: Vec::new() })
+    }
+
+    /// Returns when a line contains `text`.
+    pub(crate) fn await_line(&mut self, text: &str, patience: Duration) -> Result<()> {
+        let deadline = Instant::now() + patience;
+        loop {
+            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(line) => {
+                    let found = line.contains(text);
+                    self.seen.push(line);
+                    if found {
+                        return Ok(());
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => bail!("{} did not say {text:?} in {patience:?}", self.name),
+                Err(RecvTimeoutError::Disconnected) => {
+                    bail!("{} ended before it said {text:?}:\n{}", self.name, self.seen.join("\n"))
+                }
+            }
+        }
+    }
+
+    /// Fails if the program has ended.
+    pub(crate) fn check_alive(&mut self) -> Result<()> {
+        self.seen.extend(self.lines.try_iter());
+        if let Some(status) = self.child.try_wait()? {
+            bail!("{} ended with {status}:\n{}", self.name, self.seen.join("\n"));
+        }
+        Ok(())
+    }
+
+    /// Asks the program to end as Ctrl-C would.
+    pub(crate) fn interrupt(&mut self) -> Result<()> {
+        let pid = self.child.id().to_string();
+        Command::new("kill").args(["-INT", &pid]).status().context("cannot run kill")?;
+        Ok(())
+    }
+
+    /// Waits until the program ends; kills it when that takes too long.
+    pub(crate) fn wait(&mut self, patience: Duration) -> Result<ExitStatus> {
+        let deadline = Instant::now() + patience;
+        while Instant::now() < deadline {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        self.child.kill()?;
+        self.child.wait()?;
+        bail!("{} did not end in {patience:?} and was killed", self.name)
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        // Errors here mean that it has ended already.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+fn read_lines(stream: impl Read + Send + 'static, sender: Sender<String>, echo: Echo) {
+    thread::spawn(move || {
+        for line in BufReader::new(stream).lines().map_while(Result::ok) {
+            if echo == Echo::Stderr {
+                eprintln!("{line}");
+            }
+            // Nobody may be waiting for lines any more.
+            drop(sender.send(line));
+        }
+    });
+}
