@@ -112,9 +112,11 @@ impl<'a> Report<'a> {
         report
     }
 
-    /// Calls per second that the probe followed, where it counted them.
+    /// Allocations and frees per second.
     pub fn calls_per_second(&self) -> Option<f64> {
-        let calls = *self.recording.counts.get("calls")?;
+        let names = ["allocated_blocks", "freed_blocks", "failed_allocations", "unknown_frees"];
+        let known = names.iter().filter_map(|name| self.recording.counts.get(*name));
+        let calls = known.copied().reduce(u64::saturating_add)?;
         let seconds = self.recording.interval.seconds;
         (seconds > 0.0).then(|| calls as f64 / seconds)
     }

@@ -233,11 +233,11 @@ impl Text<'_> {
         for (counter, number) in &recording.counts {
             let (number, counter) = (unit::count(*number), label::clean(counter));
             let meaning = loss::meaning(&counter).unwrap_or(&counter);
-            let rate = match self.report.calls_per_second() {
-                Some(rate) if counter == "calls" => format!(", {rate:.0} per second"),
-                _ => String::new(),
-            };
-            writeln!(self.out, "{number:>14}  {meaning}{rate}")?;
+            writeln!(self.out, "{number:>14}  {meaning}")?;
+        }
+        if let Some(rate) = self.report.calls_per_second() {
+            let rate = format!("{rate:.0}");
+            writeln!(self.out, "{rate:>14}  allocations and frees per second")?;
         }
         for (heading, sentences) in [("Notes", &recording.notes), ("Defects", &recording.defects)] {
             if !sentences.is_empty() {
