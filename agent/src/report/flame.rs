@@ -162,6 +162,8 @@ fn names(ranked: &RankedSite<'_>, palette: &mut PaletteMap) -> Vec<String> {
     match ranked.site.stack.end {
         StackEnd::Root | StackEnd::Jit => {}
         StackEnd::Truncated | StackEnd::NoUnwindInformation => push("(stack is cut here)", Code::Unknown),
+        // Without a sample, the call's return address is all that is known.
+        StackEnd::Missing if ranked.site.stack.frames.len() > 1 => push("(callers not captured)", Code::Unknown),
         StackEnd::Missing => push("(no stack)", Code::Unknown),
     }
     for frame in ranked.site.stack.frames.iter().rev() {

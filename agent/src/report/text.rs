@@ -316,7 +316,7 @@ fn end(end: StackEnd) -> Option<&'static str> {
         StackEnd::Root | StackEnd::Jit => None,
         StackEnd::Truncated => Some("cut: more stack than was captured"),
         StackEnd::NoUnwindInformation => Some("cut: code without unwind information"),
-        StackEnd::Missing => Some("no stack was captured"),
+        StackEnd::Missing => Some("what lies behind was not captured"),
     }
 }
 
