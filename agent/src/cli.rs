@@ -33,7 +33,7 @@ pub struct Common {
 /// When to use colours.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Color {
-    /// On a terminal, unless NO_COLOR is set
+    /// On a terminal, unless `NO_COLOR` is set
     #[default]
     Auto,
     /// Always
@@ -181,7 +181,7 @@ impl From<FlameMeasure> for Measure {
 }
 
 /// A week: longer ones are more likely a mistake than a wish.
-const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
+const LONGEST: Duration = Duration::from_hours(7 * 24);
 
 fn parse_duration(text: &str) -> Result<Duration, String> {
     let wanted = "expected a time such as 500ms, 10s, 2m or 1h";

@@ -14,7 +14,7 @@ pub fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Ps => pending::ps(),
         Command::Doctor(_) => pending::doctor(),
         Command::Record(args) => record::run(args, common),
-        Command::Report(args) => report::run(args, common),
-        Command::Flamegraph(args) => flamegraph::run(args, common),
+        Command::Report(args) => report::run(args, *common),
+        Command::Flamegraph(args) => flamegraph::run(args, *common),
     }
 }

@@ -9,7 +9,3 @@ pub(super) fn ps() -> anyhow::Result<()> {
 pub(super) fn doctor() -> anyhow::Result<()> {
     bail!("`doctor` is not built in")
 }
-
-pub(super) fn record() -> anyhow::Result<()> {
-    bail!("`record` is not built in")
-}
