@@ -36,7 +36,7 @@ pub struct Section {
 }
 
 /// Bytes of a [`ModuleFile`], not copied.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct SectionBytes {
     file: Arc<[u8]>,
     range: Range<usize>,
