@@ -15,7 +15,7 @@ use super::{
     elf::{Elf, ElfAddress, ModuleFile, bytes_at},
     maps::Maps,
     memory::ReadMemory,
-    node,
+    node::{self, Libc},
 };
 use crate::{
     mapping::Mapping,
@@ -182,12 +182,8 @@ fn architecture(elf: &Elf<'_>) -> &'static str {
 
 fn libc(folder: &str, maps: &Maps, memory: &impl ReadMemory) -> Option<String> {
     let mut code = maps.mappings.iter().filter(|mapping| mapping.permissions.execute);
-    let (mapping, is_musl) = code.find_map(|mapping| match mapping.file_name()? {
-        name if name.starts_with("ld-musl-") || name.starts_with("libc.musl-") => Some((mapping, true)),
-        name if name == "libc.so.6" || name.starts_with("libc-2.") => Some((mapping, false)),
-        _ => None,
-    })?;
-    if is_musl {
+    let (mapping, libc) = code.find_map(|mapping| Some((mapping, Libc::of(mapping.file_name()?)?)))?;
+    if libc == Libc::Musl {
         return Some("musl".to_owned());
     }
     let version =

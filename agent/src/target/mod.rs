@@ -1,5 +1,6 @@
 //! The traced process, seen through `/proc`.
 
+pub mod allocator;
 pub mod elf;
 mod facts;
 pub mod maps;

@@ -88,6 +88,30 @@ pub fn version(text: &str) -> Option<String> {
     (is_version && line.bytes().all(allowed)).then(|| line.to_owned())
 }
 
+/// An implementation of the C library.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Libc {
+    /// The GNU C library.
+    Glibc,
+    /// musl.
+    Musl,
+}
+
+impl Libc {
+    /// Which of them a mapped file is, by its name.
+    pub fn of(file_name: &str) -> Option<Self> {
+        let starts = |names: &[&str]| names.iter().any(|name| file_name.starts_with(name));
+        if file_name == "libc.so.6" || starts(&["libc-2."]) {
+            Some(Self::Glibc)
+        } else if file_name == "libc.so" || starts(&["ld-musl-", "libc.musl-"]) {
+            // The loader is the library; `ld-musl-x86_64.so.1` is a link to `libc.so` on Debian.
+            Some(Self::Musl)
+        } else {
+            None
+        }
+    }
+}
+
 /// `2.36` of the banner in glibc's `libc.so.6`.
 pub fn glibc_version(bytes: &[u8]) -> Option<String> {
     const BANNER: &[u8] = b"GNU C Library (";
@@ -162,6 +186,15 @@ mod tests {
         assert_eq!(start_release("13.1.5 0.1.0"), None);
         assert_eq!(version("25.2.3\n").as_deref(), Some("25.2.3"));
         assert_eq!(version("; rm -rf"), None);
+    }
+
+    #[test]
+    fn c_libraries_by_name() {
+        assert_eq!(Libc::of("libc.so.6"), Some(Libc::Glibc));
+        assert_eq!(Libc::of("libc-2.31.so"), Some(Libc::Glibc));
+        assert_eq!(Libc::of("ld-musl-x86_64.so.1"), Some(Libc::Musl));
+        assert_eq!(Libc::of("libc.so"), Some(Libc::Musl));
+        assert_eq!(Libc::of("libcrypto.so.3"), None);
     }
 
     #[test]
