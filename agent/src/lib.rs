@@ -18,6 +18,7 @@
 //! * Bytes from the node, from files and from the kernel are hostile: no indexing, no unchecked arithmetic, and a read
 //!   that failed is an error, never a zero.
 
+pub mod command;
 pub mod ledger;
 pub mod mapping;
 pub mod recording;

@@ -3,6 +3,7 @@
 pub mod allocator;
 pub mod elf;
 mod facts;
+pub mod find;
 pub mod maps;
 pub mod memory;
 pub mod node;
