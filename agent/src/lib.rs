@@ -19,6 +19,7 @@
 //!   that failed is an error, never a zero.
 
 pub mod command;
+pub mod kernel;
 pub mod ledger;
 pub mod mapping;
 pub mod recording;

@@ -140,19 +140,24 @@ mod tests {
 
     #[test]
     fn table() {
-        assert_data_eq!(listing().table(), str![[r#"
+        assert_data_eq!(
+            listing().table(),
+            str![[r#"
 PID   NODE           OTP  EMULATOR  RSS        CONTAINER     COMMAND
 17    -              -    emu       -          -             beam.smp
 4242  shop@10.0.0.7  27   jit       171.7 MiB  0f9c2b7d0f9c  /app/erts-15.2.7/bin/beam.smp -- -root /app -name shop@10.0…
 
 1 that may be nodes cannot be looked at (pid 99): run beamscope as root, or as the user that runs the node
 
-"#]]);
+"#]]
+        );
     }
 
     #[test]
     fn json() {
-        assert_data_eq!(listing().json().unwrap(), str![[r#"
+        assert_data_eq!(
+            listing().json().unwrap(),
+            str![[r#"
 {
   "schema": "beamscope.ps/1",
   "nodes": [
@@ -186,16 +191,20 @@ PID   NODE           OTP  EMULATOR  RSS        CONTAINER     COMMAND
   "unreadable": 3
 }
 
-"#]]);
+"#]]
+        );
     }
 
     #[test]
     fn no_nodes() {
         let none = Listing { nodes: Vec::new(), ..listing() };
-        assert_data_eq!(none.table(), str![[r#"
+        assert_data_eq!(
+            none.table(),
+            str![[r#"
 no Erlang node runs on this host; 1 that may be nodes cannot be looked at (pid 99): run beamscope as root, or as the user that runs the node
 
-"#]]);
+"#]]
+        );
     }
 
     #[test]

@@ -1,0 +1,3 @@
+//! The kernel's side of a recording.
+
+pub mod features;
