@@ -36,7 +36,7 @@ pub struct Section {
 }
 
 /// Bytes of a [`ModuleFile`], not copied.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct SectionBytes {
     file: Arc<[u8]>,
     range: Range<usize>,
