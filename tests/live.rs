@@ -1,1 +1,15 @@
+//! Suites that run the built command on real processes. They need root, BPF and Erlang, and fail where those are
+//! missing: `cargo xtask test` installs what they need.
 
+#[path = "live/agent.rs"]
+mod agent;
+#[path = "live/attach.rs"]
+mod attach;
+#[path = "live/calls.rs"]
+mod calls;
+#[path = "live/leaks.rs"]
+mod leaks;
+#[path = "live/refusals.rs"]
+mod refusals;
+#[path = "live/subject.rs"]
+mod subject;

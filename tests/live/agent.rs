@@ -1,0 +1,162 @@
+//! Runs the built `beamscope`.
+
+use std::{
+    fs::File,
+    io::{BufRead as _, BufReader, Read as _},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// The built command.
+pub fn beamscope() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_beamscope"))
+}
+
+/// Runs it to its end.
+pub fn run(arguments: &[&str]) -> Output {
+    beamscope().args(arguments).output().expect("beamscope runs")
+}
+
+/// A `beamscope record` that is recording.
+pub struct Recording {
+    child: Child,
+    folder: TempDir,
+    log: BufReader<std::process::ChildStderr>,
+    seen: String,
+}
+
+impl Recording {
+    /// Starts it on process `pid` and waits until it records.
+    pub fn start(pid: u32, arguments: &[&str]) -> Self {
+        assert!(nix::unistd::geteuid().is_root(), "live tests need root: run `cargo xtask test` as root");
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut child = beamscope()
+            .args(["record", &pid.to_string(), "-d", "120s", "-o"])
+            .arg(folder.path().join("node.bscope"))
+            .args(arguments)
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("beamscope runs");
+        let mut log = BufReader::new(child.stderr.take().expect("a pipe"));
+        let mut seen = String::new();
+        while !seen.lines().last().is_some_and(|line| line.starts_with("recording process")) {
+            let read = log.read_line(&mut seen).expect("its log");
+            assert!(read > 0, "beamscope ended before it recorded:\n{seen}");
+        }
+        Self { child, folder, log, seen }
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it had to say before it recorded.
+    pub fn log(&self) -> &str {
+        &self.seen
+    }
+
+    /// Ends it as Ctrl-C does and returns its report.
+    pub fn stop(self) -> Report {
+        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGINT).expect("it runs");
+        self.wait()
+    }
+
+    /// Ends it without a chance to clean up.
+    pub fn murder(mut self) {
+        self.child.kill().expect("it runs");
+        self.child.wait().expect("it is our child");
+    }
+
+    /// Waits for its end and returns its report.
+    pub fn wait(mut self) -> Report {
+        self.log.read_to_string(&mut self.seen).expect("its log");
+        let status = self.child.wait().expect("it is our child");
+        assert!(status.success(), "{status}\n{}", self.seen);
+        Report::of(&self.folder.path().join("node.bscope"))
+    }
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        // Only after a failed test: the child has ended otherwise, and then this does nothing.
+        self.child.kill().unwrap_or_default();
+        self.child.wait().map(drop).unwrap_or_default();
+    }
+}
+
+/// A report as JSON.
+#[derive(Debug)]
+pub struct Report(pub Value);
+
+impl Report {
+    fn of(recording: &Path) -> Self {
+        let output = run(&["report", &recording.to_string_lossy(), "--format", "json"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Self(serde_json::from_slice(&output.stdout).expect("JSON"))
+    }
+
+    /// The sites that have a frame of `function` in their stack.
+    pub fn sites(&self, function: &str) -> Vec<&Value> {
+        let has = |site: &&Value| {
+            site["stack"].as_array().is_some_and(|stack| {
+                stack.iter().any(|frame| frame["function"].as_str().is_some_and(|name| name == function))
+            })
+        };
+        self.all_sites().iter().filter(has).collect()
+    }
+
+    pub fn all_sites(&self) -> &[Value] {
+        self.0["sites"].as_array().expect("sites")
+    }
+
+    /// Sum of a figure over the sites of `function`.
+    pub fn sum(&self, function: &str, figure: &str) -> u64 {
+        sum(&self.sites(function), figure)
+    }
+
+    /// Sum of a figure over the sites of a kind: `native`, `carrier`.
+    pub fn sum_of_kind(&self, kind: &str, figure: &str) -> u64 {
+        let sites: Vec<&Value> = self.all_sites().iter().filter(|site| site["kind"] == kind).collect();
+        sum(&sites, figure)
+    }
+
+    /// Fails where the recording lost anything.
+    pub fn assert_no_loss(&self) {
+        assert_eq!(self.0["losses"], serde_json::json!({}), "losses");
+        assert_eq!(self.0["defects"], serde_json::json!([]), "defects");
+    }
+}
+
+fn sum(sites: &[&Value], figure: &str) -> u64 {
+    sites.iter().map(|site| site[figure].as_u64().unwrap_or_else(|| panic!("no {figure} in {site}"))).sum()
+}
+
+/// Runs a program to its end; its output where it succeeded.
+pub fn tool(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program)
+        .args(arguments)
+        .output()
+        .unwrap_or_else(|error| panic!("{program}: {error}; `cargo xtask test` installs what is needed"));
+    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// A path in the folder of the tests.
+pub fn in_tests(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests").join(path)
+}
+
+/// Whole content of a file in `/proc`.
+pub fn proc_file(path: &str) -> String {
+    let mut text = String::new();
+    File::open(path).and_then(|mut file| file.read_to_string(&mut text)).unwrap_or_else(|error| panic!("{path}: {error}"));
+    text
+}

@@ -1,0 +1,110 @@
+//! Does beamscope leave the node alone: while it attaches, while it records, and after its end, however it ends?
+
+use std::{thread::sleep, time::Duration};
+
+use crate::{
+    agent::{Recording, proc_file, tool},
+    subject::Subject,
+};
+
+/// Numbers of the BPF programs and links that exist.
+fn bpf_objects() -> (Vec<String>, Vec<String>) {
+    // The descriptors of other processes are not ours to close, but they would show that beamscope's outlived it.
+    let of = |kind: &str| {
+        let mut found = Vec::new();
+        for process in std::fs::read_dir("/proc").expect("/proc").flatten() {
+            for descriptor in std::fs::read_dir(process.path().join("fdinfo")).into_iter().flatten().flatten() {
+                let text = std::fs::read_to_string(descriptor.path()).unwrap_or_default();
+                found.extend(text.lines().filter(|line| line.starts_with(kind)).map(str::to_owned));
+            }
+        }
+        found.sort();
+        found.dedup();
+        found
+    };
+    (of("prog_id:"), of("link_id:"))
+}
+
+/// The first bytes of `malloc` in the process: a breakpoint is `cc`, or `brk` on arm64.
+fn malloc_code(pid: u32) -> Vec<u8> {
+    use std::os::unix::fs::FileExt as _;
+    let maps = proc_file(&format!("/proc/{pid}/maps"));
+    let line = maps.lines().find(|line| line.contains("/libc.so.6") && line.contains("r-xp")).expect("libc");
+    let field = |index: usize| line.split_whitespace().nth(index).expect("a field");
+    let start = u64::from_str_radix(field(0).split('-').next().expect("a range"), 16).expect("hex");
+    let offset = u64::from_str_radix(field(2), 16).expect("hex");
+    let symbols = tool("nm", &["-D", "--defined-only", field(5)]);
+    let malloc = symbols
+        .lines()
+        .find_map(|line| {
+            let mut words = line.split(' ');
+            let address = words.next()?;
+            words.nth(1).filter(|name| name.split('@').next() == Some("malloc"))?;
+            u64::from_str_radix(address, 16).ok()
+        })
+        .expect("malloc");
+    let mut code = vec![0; 64];
+    let memory = std::fs::File::open(format!("/proc/{pid}/mem")).expect("its memory");
+    // Text segments of shared libraries are mapped at their file offsets.
+    memory.read_exact_at(&mut code, start + malloc - offset).expect("its code");
+    code
+}
+
+#[test]
+fn nothing_stays_behind_when_beamscope_is_killed() {
+    let mut node = Subject::node(&[]);
+    node.ask("once malloc 10 1");
+    let (before, code) = (bpf_objects(), malloc_code(node.pid()));
+    let recording = Recording::start(node.pid(), &[]);
+    assert_ne!(malloc_code(node.pid()), code, "no breakpoint was set");
+    assert_ne!(bpf_objects(), before, "no program was loaded");
+    recording.murder();
+    // The kernel frees programs after a grace period.
+    let settled = (0..100).any(|_| {
+        sleep(Duration::from_millis(50));
+        bpf_objects() == before && malloc_code(node.pid()) == code
+    });
+    assert!(settled, "{:?} became {:?}", before, bpf_objects());
+    node.ask("once malloc 1000 10000");
+}
+
+#[test]
+fn nothing_stays_behind_after_a_recording() {
+    let mut node = Subject::node(&[]);
+    node.ask("once malloc 10 1");
+    let (before, code) = (bpf_objects(), malloc_code(node.pid()));
+    Recording::start(node.pid(), &[]).stop();
+    assert_eq!(malloc_code(node.pid()), code);
+    assert_eq!(bpf_objects(), before);
+}
+
+#[test]
+fn two_recordings_at_once_see_the_same() {
+    let mut node = Subject::node(&[]);
+    let (one, two) = (Recording::start(node.pid(), &[]), Recording::start(node.pid(), &[]));
+    node.ask("once malloc 1000 3000");
+    let counted = node.figure("counters", "malloc");
+    for report in [one.stop(), two.stop()] {
+        assert_eq!(report.sum("take_malloc", "outstanding_bytes"), counted);
+    }
+}
+
+#[test]
+fn records_nothing_of_an_idle_node() {
+    let node = Subject::node(&[]);
+    let recording = Recording::start(node.pid(), &[]);
+    sleep(Duration::from_secs(1));
+    let report = recording.stop();
+    report.assert_no_loss();
+    assert!(report.sum_of_kind("native", "outstanding_bytes") < 100_000, "{:#?}", report.all_sites());
+}
+
+#[test]
+fn each_probe_that_is_called_often_is_cheap() {
+    let node = Subject::node(&[]);
+    let recording = Recording::start(node.pid(), &[]);
+    for function in ["malloc", "calloc", "realloc", "free", "posix_memalign"] {
+        assert!(!recording.log().contains(&format!("note: {function} in")), "{}", recording.log());
+    }
+    recording.stop();
+}

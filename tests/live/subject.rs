@@ -1,0 +1,107 @@
+//! Processes to look at: they answer each line of their stdin with one line.
+
+use std::{
+    io::{BufRead as _, BufReader, Write as _},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+};
+
+/// A running process.
+pub struct Subject {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+    pid: u32,
+}
+
+impl Subject {
+    /// An Erlang node that can leak (`tests/nodes/node_control.erl`), with more arguments for `erl`.
+    pub fn node(arguments: &[&str]) -> Self {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/nodes");
+        let beam = folder.join("node_control.beam");
+        assert!(beam.exists(), "{} is missing; `cargo xtask fixtures` makes it", beam.display());
+        let mut command = Command::new("erl");
+        command.arg("-noshell").arg("-pa").arg(folder).args(arguments).args(["-s", "node_control"]);
+        let mut subject = Self::spawn(&mut command);
+        assert_eq!(subject.line(), "ready");
+        let pid = subject.ask("pid");
+        subject.pid = pid.strip_prefix("pid ").and_then(|pid| pid.parse().ok()).expect("a pid");
+        subject
+    }
+
+    /// A program that says `ready PID` when it is up.
+    pub fn program(path: &Path, environment: &[(&str, &Path)]) -> Self {
+        let mut command = Command::new(path);
+        command.envs(environment.iter().copied());
+        let mut subject = Self::spawn(&mut command);
+        let ready = subject.line();
+        subject.pid = ready.strip_prefix("ready ").and_then(|pid| pid.parse().ok()).expect("a pid");
+        subject
+    }
+
+    fn spawn(command: &mut Command) -> Self {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{command:?}: {error}; `cargo xtask test` installs what is needed"));
+        let input = child.stdin.take().expect("a pipe");
+        let output = BufReader::new(child.stdout.take().expect("a pipe"));
+        Self { child, input, output, pid: 0 }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.output.read_line(&mut line).expect("an answer");
+        line.trim_end().to_owned()
+    }
+
+    /// Its answer.
+    pub fn ask(&mut self, question: &str) -> String {
+        writeln!(self.input, "{question}").expect("it listens");
+        let answer = self.line();
+        assert!(!answer.is_empty() && !answer.starts_with("error"), "{question}: {answer:?}");
+        answer
+    }
+
+    /// A figure `NAME=NUMBER` of its answer.
+    pub fn figure(&mut self, question: &str, name: &str) -> u64 {
+        figure(&self.ask(question), name)
+    }
+
+    /// Kills it.
+    pub fn kill(&mut self) {
+        // `erl` is a script that becomes the VM, so the child is the process itself.
+        self.child.kill().expect("it runs");
+        self.child.wait().expect("it is our child");
+    }
+}
+
+impl Drop for Subject {
+    fn drop(&mut self) {
+        self.child.kill().unwrap_or_default();
+        self.child.wait().map(drop).unwrap_or_default();
+    }
+}
+
+/// A figure `NAME=NUMBER` of an answer.
+pub fn figure(answer: &str, name: &str) -> u64 {
+    let pair = answer.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+    pair.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("no {name} in {answer:?}"))
+}
+
+/// Compiles `tests/programs/NAME.c` with `compiler`.
+pub fn compile(compiler: &str, name: &str, folder: &Path, arguments: &[&str]) -> PathBuf {
+    let program = folder.join(name);
+    let source = crate::agent::in_tests(&format!("programs/{name}.c"));
+    let mut all = vec!["-Wall", "-Wextra", "-Werror", "-O1", "-g", "-fno-builtin", "-rdynamic", "-pthread"];
+    let (source, output) = (source.to_string_lossy(), program.to_string_lossy());
+    all.extend([&*source, "-o", &*output]);
+    all.extend(arguments);
+    crate::agent::tool(compiler, &all);
+    program
+}
