@@ -309,4 +309,9 @@ mod tests {
         assert_eq!(serving.len(), 1);
         assert!(among(&modules[..1], &elsewhere).is_none(), "this program itself has no malloc");
     }
+    #[test]
+    fn without_a_symbol_the_next_step_is_said() {
+        let error = AllocatorError::NoMalloc { pid: 7, unread: Vec::new() };
+        snapbox::assert_data_eq!(error.to_string(), snapbox::str!["no object of process 7 has a symbol for malloc (statically linked and stripped?); `explain` and `record --mode growth` need none, and a build that is not stripped can be followed"]);
+    }
 }

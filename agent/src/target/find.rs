@@ -12,7 +12,10 @@ use procfs::{
 };
 use thiserror::Error;
 
-use super::process::{NEXT, Target, TargetError, is_beam};
+use super::{
+    node::Libc,
+    process::{NEXT, Target, TargetError, is_beam},
+};
 use crate::recording::Node;
 
 /// The nodes of this host.
@@ -164,9 +167,11 @@ fn looks_like_node(process: &Process, known: &mut HashMap<(u64, u64), bool>) -> 
         // Kernel threads have none, and neither has a process that has exited.
         Err(_) => return Ok(false),
     };
-    // A loader that was called by its name hides what it runs.
-    let is_loader =
-        process.exe().is_ok_and(|exe| exe.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"ld")));
+    // A loader that was called by its name hides what it runs; musl's is the C library itself.
+    let is_loader = process.exe().is_ok_and(|exe| {
+        let name = exe.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        name.starts_with("ld") || Libc::of(name) == Some(Libc::Musl)
+    });
     let Ok(metadata) = file.metadata() else { return Ok(false) };
     let is_node = known.entry((metadata.dev(), metadata.ino())).or_insert_with(|| is_beam(file));
     Ok(*is_node || is_loader)
