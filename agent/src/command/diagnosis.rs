@@ -146,7 +146,7 @@ fn tracefs(features: &KernelFeatures, capabilities: Capabilities) -> Finding {
             Finding::of(CHECK, &features.syscall_tracepoints).without(LOST, "use a kernel with CONFIG_FTRACE_SYSCALLS")
         }
         Ok(Tracefs::Mounted(at)) => {
-            let next = if matches!(features.syscall_tracepoints, Err(_)) {
+            let next = if features.syscall_tracepoints.is_err() {
                 format!("run beamscope as root, or let it read {}", at.display())
             } else {
                 "use a kernel with CONFIG_FTRACE_SYSCALLS".to_owned()

@@ -116,6 +116,10 @@ impl Examination {
                 let _written = write!(text, "\n{check}\n  lost: {lost}\n  next: {next}\n");
             }
         }
+        if let Some(NodeAccess { pid, name, .. }) = &self.node {
+            let name = name.as_deref().unwrap_or("no name");
+            let _written = write!(text, "\nnode: {pid} ({name})\n");
+        }
         if let Some(reason) = &self.no_node {
             let _written = write!(text, "\nno node was looked at: {reason}\n");
         }
@@ -143,7 +147,9 @@ mod tests {
             resolved: true,
             unread: Vec::new(),
         };
-        assert_data_eq!(Examination::new(everything(), Some(node), None).text(), str![[r#"
+        assert_data_eq!(
+            Examination::new(everything(), Some(node), None).text(),
+            str![[r#"
 BPF programs                      yes
 ring buffers                      yes
 uprobes                           yes
@@ -157,15 +163,20 @@ memory of the node                yes
 allocation functions of the node  yes  libc.so.6, libjemalloc.so.2
 libraries of the node             yes
 
+node: 42 (shop@host)
+
 a recording can be made
 
-"#]]);
+"#]]
+        );
     }
 
     #[test]
     fn as_a_user_without_rights() {
         let no_node = Some("no Erlang node runs on this host".to_owned());
-        assert_data_eq!(Examination::new(nothing(), None, no_node).text(), str![[r#"
+        assert_data_eq!(
+            Examination::new(nothing(), None, no_node).text(),
+            str![[r#"
 BPF programs                      no
 ring buffers                      no
 uprobes                           yes
@@ -204,7 +215,8 @@ no node was looked at: no Erlang node runs on this host
 
 no recording can be made
 
-"#]]);
+"#]]
+        );
     }
 
     #[test]

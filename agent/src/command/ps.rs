@@ -147,7 +147,7 @@ PID   NODE           OTP  EMULATOR  RSS        CONTAINER     COMMAND
 17    -              -    emu       -          -             beam.smp
 4242  shop@10.0.0.7  27   jit       171.7 MiB  0f9c2b7d0f9c  /app/erts-15.2.7/bin/beam.smp -- -root /app -name shop@10.0…
 
-1 that may be nodes cannot be looked at (pid 99): run beamscope as root, or as the user that runs the node
+process 99 may be a node and cannot be looked at: run beamscope as root, or as the user that runs the node
 
 "#]]
         );
@@ -201,7 +201,7 @@ PID   NODE           OTP  EMULATOR  RSS        CONTAINER     COMMAND
         assert_data_eq!(
             none.table(),
             str![[r#"
-no Erlang node runs on this host; 1 that may be nodes cannot be looked at (pid 99): run beamscope as root, or as the user that runs the node
+no Erlang node runs on this host; process 99 may be a node and cannot be looked at: run beamscope as root, or as the user that runs the node
 
 "#]]
         );

@@ -64,8 +64,8 @@ pub struct Allocators {
 pub enum AllocatorError {
     /// No object has a symbol for `malloc`.
     #[error(
-        "no object of process {pid} has a symbol for malloc (statically linked and stripped?); `explain` and \
-         `record --mode growth` need none, and a build that is not stripped can be followed"
+        "no object of process {pid} has a symbol for malloc, so that its calls cannot be followed; use a VM that is \
+         linked dynamically or not stripped"
     )]
     NoMalloc {
         /// The process.
@@ -308,5 +308,15 @@ mod tests {
         assert!(!resolved);
         assert_eq!(serving.len(), 1);
         assert!(among(&modules[..1], &elsewhere).is_none(), "this program itself has no malloc");
+    }
+
+    #[test]
+    fn without_a_symbol_the_next_step_is_said() {
+        let error = AllocatorError::NoMalloc { pid: 7, unread: Vec::new() };
+        assert_eq!(
+            error.to_string(),
+            "no object of process 7 has a symbol for malloc, so that its calls cannot be followed; use a VM that is \
+             linked dynamically or not stripped"
+        );
     }
 }

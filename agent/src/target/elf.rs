@@ -187,15 +187,25 @@ fn read_file(
     if let Ok(file) = File::open(&link) {
         return Ok((link.into(), contents(path, file)?));
     }
-    let through_root = PathBuf::from(format!("{folder}/root{path}"));
-    let file = File::open(&through_root).map_err(unreachable)?;
-    let identity = identity(&file).map_err(unreachable)?;
-    let bytes = contents(path, file)?;
-    if maps.files.get(&mapping.start) == Some(&identity) || has_same_head(&bytes, path, maps, memory) {
-        Ok((through_root, bytes))
-    } else {
-        Err(ModuleError::Replaced { path: path.to_owned() })
+    // The kernel writes a path as it leads from our root when that is in the process's mount namespace (also for a
+    // process in a chroot), and as it leads from the namespace's root when it is not.
+    let mut refusal = None;
+    for candidate in [PathBuf::from(format!("{folder}/root{path}")), PathBuf::from(path)] {
+        let file = match File::open(&candidate) {
+            Ok(file) => file,
+            Err(cause) => {
+                refusal.get_or_insert(unreachable(cause));
+                continue;
+            }
+        };
+        let identity = identity(&file).map_err(unreachable)?;
+        let bytes = contents(path, file)?;
+        if maps.files.get(&mapping.start) == Some(&identity) || has_same_head(&bytes, path, maps, memory) {
+            return Ok((candidate, bytes));
+        }
+        refusal = Some(ModuleError::Replaced { path: path.to_owned() });
     }
+    Err(refusal.unwrap_or_else(|| ModuleError::Replaced { path: path.to_owned() }))
 }
 
 fn contents(path: &str, file: File) -> Result<Vec<u8>, ModuleError> {

@@ -12,7 +12,10 @@ use procfs::{
 };
 use thiserror::Error;
 
-use super::process::{Target, TargetError, is_beam};
+use super::{
+    node::Libc,
+    process::{NEXT, Target, TargetError, is_beam},
+};
 use crate::recording::Node;
 
 /// The nodes of this host.
@@ -164,9 +167,11 @@ fn looks_like_node(process: &Process, known: &mut HashMap<(u64, u64), bool>) -> 
         // Kernel threads have none, and neither has a process that has exited.
         Err(_) => return Ok(false),
     };
-    // A loader that was called by its name hides what it runs.
-    let is_loader =
-        process.exe().is_ok_and(|exe| exe.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"ld")));
+    // A loader that was called by its name hides what it runs; musl's is the C library itself.
+    let is_loader = process.exe().is_ok_and(|exe| {
+        let name = exe.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        name.starts_with("ld") || Libc::of(name) == Some(Libc::Musl)
+    });
     let Ok(metadata) = file.metadata() else { return Ok(false) };
     let is_node = known.entry((metadata.dev(), metadata.ino())).or_insert_with(|| is_beam(file));
     Ok(*is_node || is_loader)
@@ -184,16 +189,15 @@ impl Hidden {
 impl fmt::Display for Hidden {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { processes, suspects } = self;
-        if let [first, ..] = suspects.as_slice() {
-            let count = suspects.len();
-            write!(
-                f,
-                "; {count} that may be nodes cannot be looked at (pid {first}): run beamscope as root, or as the user that runs the node"
-            )
-        } else if *processes > 0 {
-            write!(f, "; {processes} processes cannot be looked at: run beamscope as root")
-        } else {
-            Ok(())
+        match (suspects.as_slice(), processes) {
+            ([pid], _) => write!(f, "; process {pid} may be a node and cannot be looked at: {NEXT}"),
+            ([first, ..], _) => {
+                let count = suspects.len();
+                write!(f, "; {count} processes may be nodes and cannot be looked at (the first is {first}): {NEXT}")
+            }
+            ([], 0) => Ok(()),
+            ([], 1) => f.write_str("; 1 process cannot be looked at (root on the host may)"),
+            ([], _) => write!(f, "; {processes} processes cannot be looked at (root on the host may)"),
         }
     }
 }
@@ -282,17 +286,24 @@ no node on this host has the pid, name or container id "0f9c2"; there are:
 
     #[test]
     fn no_node_at_all() {
-        let none = |hidden| choose(&[], Some("shop"), hidden).unwrap_err().to_string();
-        assert_data_eq!(none(Hidden::default()), str!["no Erlang node runs on this host"]);
-        assert_data_eq!(
-            none(Hidden { processes: 9, suspects: vec![7] }),
-            str![
-                "no Erlang node runs on this host; 1 that may be nodes cannot be looked at (pid 7): run beamscope as root, or as the user that runs the node"
-            ]
+        let check = |processes, suspects: &[u32], expected: &str| {
+            let hidden = Hidden { processes, suspects: suspects.to_vec() };
+            let refused = choose(&[], Some("shop"), hidden).unwrap_err().to_string();
+            assert_eq!(refused.strip_prefix("no Erlang node runs on this host"), Some(expected));
+        };
+        check(0, &[], "");
+        check(
+            9,
+            &[7],
+            "; process 7 may be a node and cannot be looked at: run beamscope as root, or as the user that runs the node",
         );
-        assert_data_eq!(
-            none(Hidden { processes: 9, suspects: vec![] }),
-            str!["no Erlang node runs on this host; 9 processes cannot be looked at: run beamscope as root"]
+        check(
+            9,
+            &[7, 8],
+            "; 2 processes may be nodes and cannot be looked at (the first is 7): run beamscope as root, or as the user \
+             that runs the node",
         );
+        check(9, &[], "; 9 processes cannot be looked at (root on the host may)");
+        check(1, &[], "; 1 process cannot be looked at (root on the host may)");
     }
 }

@@ -62,8 +62,8 @@ pub fn container<'a>(groups: impl IntoIterator<Item = &'a str>) -> Option<String
 
 /// `13.1.5` of a path with a folder `erts-13.1.5`.
 pub fn erts_version(path: &str) -> Option<String> {
-    let folders = Path::new(path).iter().filter_map(|folder| folder.to_str()?.strip_prefix("erts-"));
-    folders.last().and_then(version)
+    let mut folders = Path::new(path).iter().filter_map(|folder| folder.to_str()?.strip_prefix("erts-"));
+    folders.next_back().and_then(version)
 }
 
 /// The OTP release that has an emulator of this version. Both count up by one each year since OTP 23 had version 11

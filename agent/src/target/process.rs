@@ -106,7 +106,8 @@ pub enum TargetError {
     },
 }
 
-const NEXT: &str = "run beamscope as root, or as the user that runs the node";
+/// What helps where the kernel refuses.
+pub(super) const NEXT: &str = "run beamscope as root, or as the user that runs the node";
 
 impl Target {
     /// Looks at process `pid`, and refuses what is not a node.
