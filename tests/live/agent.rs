@@ -15,17 +15,17 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// The built command.
-pub fn beamscope() -> Command {
+pub(crate) fn beamscope() -> Command {
     Command::new(env!("CARGO_BIN_EXE_beamscope"))
 }
 
 /// Runs it to its end.
-pub fn run(arguments: &[&str]) -> Output {
+pub(crate) fn run(arguments: &[&str]) -> Output {
     beamscope().args(arguments).output().expect("beamscope runs")
 }
 
 /// A `beamscope record` that is recording.
-pub struct Recording {
+pub(crate) struct Recording {
     child: Child,
     folder: TempDir,
     log: BufReader<std::process::ChildStderr>,
@@ -34,7 +34,7 @@ pub struct Recording {
 
 impl Recording {
     /// Starts it on process `pid` and waits until it records.
-    pub fn start(pid: u32, arguments: &[&str]) -> Self {
+    pub(crate) fn start(pid: u32, arguments: &[&str]) -> Self {
         assert!(nix::unistd::geteuid().is_root(), "live tests need root: run `cargo xtask test` as root");
         let folder = tempfile::tempdir().expect("a folder");
         let mut child = beamscope()
@@ -54,29 +54,29 @@ impl Recording {
     }
 
     /// Its process id.
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// What it had to say before it recorded.
-    pub fn log(&self) -> &str {
+    pub(crate) fn log(&self) -> &str {
         &self.seen
     }
 
     /// Ends it as Ctrl-C does and returns its report.
-    pub fn stop(self) -> Report {
+    pub(crate) fn stop(self) -> Report {
         kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGINT).expect("it runs");
         self.wait()
     }
 
     /// Ends it without a chance to clean up.
-    pub fn murder(mut self) {
+    pub(crate) fn murder(mut self) {
         self.child.kill().expect("it runs");
         self.child.wait().expect("it is our child");
     }
 
     /// Waits for its end and returns its report.
-    pub fn wait(mut self) -> Report {
+    pub(crate) fn wait(mut self) -> Report {
         self.log.read_to_string(&mut self.seen).expect("its log");
         let status = self.child.wait().expect("it is our child");
         assert!(status.success(), "{status}\n{}", self.seen);
@@ -94,7 +94,7 @@ impl Drop for Recording {
 
 /// A report as JSON.
 #[derive(Debug)]
-pub struct Report(pub Value);
+pub(crate) struct Report(pub Value);
 
 impl Report {
     fn of(recording: &Path) -> Self {
@@ -104,7 +104,7 @@ impl Report {
     }
 
     /// The sites that have a frame of `function` in their stack.
-    pub fn sites(&self, function: &str) -> Vec<&Value> {
+    pub(crate) fn sites(&self, function: &str) -> Vec<&Value> {
         let has = |site: &&Value| {
             site["stack"].as_array().is_some_and(|stack| {
                 stack.iter().any(|frame| frame["function"].as_str().is_some_and(|name| name == function))
@@ -113,23 +113,23 @@ impl Report {
         self.all_sites().iter().filter(has).collect()
     }
 
-    pub fn all_sites(&self) -> &[Value] {
+    pub(crate) fn all_sites(&self) -> &[Value] {
         self.0["sites"].as_array().expect("sites")
     }
 
     /// Sum of a figure over the sites of `function`.
-    pub fn sum(&self, function: &str, figure: &str) -> u64 {
+    pub(crate) fn sum(&self, function: &str, figure: &str) -> u64 {
         sum(&self.sites(function), figure)
     }
 
     /// Sum of a figure over the sites of a kind: `native`, `carrier`.
-    pub fn sum_of_kind(&self, kind: &str, figure: &str) -> u64 {
+    pub(crate) fn sum_of_kind(&self, kind: &str, figure: &str) -> u64 {
         let sites: Vec<&Value> = self.all_sites().iter().filter(|site| site["kind"] == kind).collect();
         sum(&sites, figure)
     }
 
     /// Fails where the recording lost anything.
-    pub fn assert_no_loss(&self) {
+    pub(crate) fn assert_no_loss(&self) {
         assert_eq!(self.0["losses"], serde_json::json!({}), "losses");
         assert_eq!(self.0["defects"], serde_json::json!([]), "defects");
     }
@@ -140,7 +140,7 @@ fn sum(sites: &[&Value], figure: &str) -> u64 {
 }
 
 /// Runs a program to its end; its output where it succeeded.
-pub fn tool(program: &str, arguments: &[&str]) -> String {
+pub(crate) fn tool(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program)
         .args(arguments)
         .output()
@@ -150,12 +150,12 @@ pub fn tool(program: &str, arguments: &[&str]) -> String {
 }
 
 /// A path in the folder of the tests.
-pub fn in_tests(path: &str) -> PathBuf {
+pub(crate) fn in_tests(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests").join(path)
 }
 
 /// Whole content of a file in `/proc`.
-pub fn proc_file(path: &str) -> String {
+pub(crate) fn proc_file(path: &str) -> String {
     let mut text = String::new();
     File::open(path).and_then(|mut file| file.read_to_string(&mut text)).unwrap_or_else(|error| panic!("{path}: {error}"));
     text

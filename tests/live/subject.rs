@@ -7,7 +7,7 @@ use std::{
 };
 
 /// A running process.
-pub struct Subject {
+pub(crate) struct Subject {
     child: Child,
     input: ChildStdin,
     output: BufReader<ChildStdout>,
@@ -16,7 +16,7 @@ pub struct Subject {
 
 impl Subject {
     /// An Erlang node that can leak (`tests/nodes/node_control.erl`), with more arguments for `erl`.
-    pub fn node(arguments: &[&str]) -> Self {
+    pub(crate) fn node(arguments: &[&str]) -> Self {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/nodes");
         let beam = folder.join("node_control.beam");
         assert!(beam.exists(), "{} is missing; `cargo xtask fixtures` makes it", beam.display());
@@ -30,7 +30,7 @@ impl Subject {
     }
 
     /// A program that says `ready PID` when it is up.
-    pub fn program(path: &Path, environment: &[(&str, &Path)]) -> Self {
+    pub(crate) fn program(path: &Path, environment: &[(&str, &Path)]) -> Self {
         let mut command = Command::new(path);
         command.envs(environment.iter().copied());
         let mut subject = Self::spawn(&mut command);
@@ -50,7 +50,7 @@ impl Subject {
         Self { child, input, output, pid: 0 }
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.pid
     }
 
@@ -61,7 +61,7 @@ impl Subject {
     }
 
     /// Its answer.
-    pub fn ask(&mut self, question: &str) -> String {
+    pub(crate) fn ask(&mut self, question: &str) -> String {
         writeln!(self.input, "{question}").expect("it listens");
         let answer = self.line();
         assert!(!answer.is_empty() && !answer.starts_with("error"), "{question}: {answer:?}");
@@ -69,12 +69,12 @@ impl Subject {
     }
 
     /// A figure `NAME=NUMBER` of its answer.
-    pub fn figure(&mut self, question: &str, name: &str) -> u64 {
+    pub(crate) fn figure(&mut self, question: &str, name: &str) -> u64 {
         figure(&self.ask(question), name)
     }
 
     /// Kills it.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         // `erl` is a script that becomes the VM, so the child is the process itself.
         self.child.kill().expect("it runs");
         self.child.wait().expect("it is our child");
@@ -89,13 +89,13 @@ impl Drop for Subject {
 }
 
 /// A figure `NAME=NUMBER` of an answer.
-pub fn figure(answer: &str, name: &str) -> u64 {
+pub(crate) fn figure(answer: &str, name: &str) -> u64 {
     let pair = answer.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
     pair.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("no {name} in {answer:?}"))
 }
 
 /// Compiles `tests/programs/NAME.c` with `compiler`.
-pub fn compile(compiler: &str, name: &str, folder: &Path, arguments: &[&str]) -> PathBuf {
+pub(crate) fn compile(compiler: &str, name: &str, folder: &Path, arguments: &[&str]) -> PathBuf {
     let program = folder.join(name);
     let source = crate::agent::in_tests(&format!("programs/{name}.c"));
     let mut all = vec!["-Wall", "-Wextra", "-Werror", "-O1", "-g", "-fno-builtin", "-rdynamic", "-pthread"];
