@@ -18,8 +18,25 @@
 //! * Bytes from the node, from files and from the kernel are hostile: no indexing, no unchecked arithmetic, and a read
 //!   that failed is an error, never a zero.
 
+pub mod attribute;
+pub mod cli;
+pub mod command;
+pub mod erts;
+pub mod kernel;
 pub mod ledger;
 pub mod mapping;
+pub mod output;
+pub mod recorder;
 pub mod recording;
+pub mod report;
+pub mod sampling;
 pub mod stack;
+pub mod symbol;
 pub mod target;
+
+// The sample recording is written against the library's name, since the hermetic tests use it too.
+#[cfg(test)]
+extern crate self as beamscope;
+#[cfg(test)]
+#[path = "../../tests/hermetic/sample.rs"]
+mod sample;

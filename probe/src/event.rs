@@ -48,8 +48,10 @@ impl TryFrom<u32> for SampleOrigin {
 pub struct SampleHeader {
     /// The site (not for [`SampleOrigin::Mapping`]).
     pub site: SiteKey,
-    /// Number of the mapping event (only for [`SampleOrigin::Mapping`]).
+    /// The mapping event's `sequence`, or the block's `allocated_at`.
     pub sequence: u64,
+    /// Address of the block (not for [`SampleOrigin::Mapping`]).
+    pub address: u64,
     /// Bytes of the allocation.
     pub size: u64,
     /// Program counter: the return address of the allocation function, or where a system call goes on.
@@ -78,13 +80,13 @@ pub struct SampleHeader {
 pub enum MappingKind {
     /// `mmap` returned `address`.
     Mapped = 1,
-    /// `munmap` begins for `address`, `length`: from here on the pages can be somebody else's.
+    /// `munmap` or `mremap` begins for `address`, `length`: from here on the pages can be somebody else's.
     Unmapping,
-    /// The `munmap` that this thread began last failed.
+    /// The call that this thread began last failed: the range is still there.
     UnmapFailed,
-    /// `mremap` made `address`, `length` out of `old_address`, `old_length`.
+    /// `mremap` made `address`, `length` out of the range that this thread began to unmap last.
     Moved,
-    /// `brk` moved the end of the heap from `old_address` to `address`.
+    /// `brk` moved the end of the heap to `address`.
     Break,
 }
 
@@ -111,18 +113,14 @@ impl TryFrom<u32> for MappingKind {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, NoUninit, AnyBitPattern)]
 pub struct MappingEvent {
-    /// Joins the event and its stack sample. 0: no stack was captured.
+    /// Joins the event and its stack sample; unique within a thread. 0: no stack was captured.
     pub sequence: u64,
     /// When it happened.
     pub at: u64,
-    /// Begin of the range.
+    /// Begin of the range; for [`MappingKind::Break`] the end of the heap.
     pub address: u64,
     /// Length of the range, as it was asked for.
     pub length: u64,
-    /// Begin of the range that it replaces ([`MappingKind::Moved`], [`MappingKind::Break`]).
-    pub old_address: u64,
-    /// Length of the range that it replaces ([`MappingKind::Moved`]).
-    pub old_length: u64,
     /// A [`MappingKind`].
     pub kind: u32,
     /// Thread id in the initial pid namespace.
@@ -131,7 +129,11 @@ pub struct MappingEvent {
     pub protection: u32,
     /// `flags` of `mmap` or `mremap`.
     pub flags: u32,
+    /// 1 where an allocation function made the call ([`MappingKind::Break`] only).
+    pub in_allocator: u32,
+    /// Keeps the size a multiple of 8.
+    pub reserved: u32,
 }
 
-const _: () = assert!(size_of::<SampleHeader>() == 104);
-const _: () = assert!(size_of::<MappingEvent>() == 64);
+const _: () = assert!(size_of::<SampleHeader>() == 112);
+const _: () = assert!(size_of::<MappingEvent>() == 56);

@@ -63,10 +63,8 @@ pub const EXPONENTIAL_DRAWS: u32 = 4096;
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Counter {
-    /// Calls of the allocation functions and of `free` that were followed.
-    Calls = 0,
     /// Allocations that returned no memory.
-    FailedAllocations,
+    FailedAllocations = 0,
     /// `free` of an address that was allocated before the recording, or not followed.
     UnknownFrees,
     /// Blocks that were not followed because the `LIVE` map was full.
@@ -97,8 +95,7 @@ pub enum Counter {
 
 impl Counter {
     /// All counters, in the order of their discriminants.
-    pub const ALL: [Self; 15] = [
-        Self::Calls,
+    pub const ALL: [Self; 14] = [
         Self::FailedAllocations,
         Self::UnknownFrees,
         Self::LiveTableFull,

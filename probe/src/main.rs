@@ -1,1 +1,240 @@
-fn main() {}
+//! The BPF program: follows the allocation functions and the mapping calls of one process.
+//!
+//! The functions here are only entry points: each takes its arguments out of the registers or the tracepoint record.
+//! `allocation` holds what a call means for the tables, `mapping` what it means for the address space, `sample` the
+//! capture of stacks, `maps` the tables themselves.
+#![no_std]
+#![no_main]
+#![feature(asm_experimental_arch)]
+#![expect(unsafe_code, reason = "map values are raw pointers that the kernel's verifier checks")]
+#![expect(clippy::needless_pass_by_value, reason = "aya passes program contexts by value")]
+
+mod program;
+
+use aya_ebpf::{
+    macros::{tracepoint, uprobe, uretprobe},
+    programs::{ProbeContext, RetProbeContext, TracePointContext},
+};
+use beamscope_probe::{ABI_VERSION, Architecture, CONTRACT_SECTION, Contract, Function};
+use program::{
+    allocation::{self, Request},
+    mapping::{self, MappingRequest},
+    registers::Registers,
+};
+
+/// Product of two sizes; `u64::MAX`, which no allocator can serve, where it overflows.
+///
+/// By halves: a checked multiplication needs 128 bits, for which BPF lacks the compiler's helper function.
+#[inline(always)]
+fn product(left: u64, right: u64) -> u64 {
+    let (large, small) = if left > right { (left, right) } else { (right, left) };
+    if small >> 32 != 0 {
+        return u64::MAX;
+    }
+    let upper = (large >> 32) * small;
+    let lower = (large & 0xffff_ffff) * small;
+    if upper >> 32 != 0 || (upper << 32) > u64::MAX - lower {
+        return u64::MAX;
+    }
+    (upper << 32) + lower
+}
+
+#[inline(always)]
+fn argument(ctx: &ProbeContext, index: usize) -> u64 {
+    ctx.arg(index).unwrap_or(0)
+}
+
+#[inline(always)]
+fn enter(ctx: &ProbeContext, function: Function, size: u64, argument: u64) -> u32 {
+    allocation::enter(&Registers::of_probe(ctx), &Request { function, size, argument });
+    0
+}
+
+/// Entry of `malloc`.
+#[uprobe]
+fn malloc(ctx: ProbeContext) -> u32 {
+    enter(&ctx, Function::Malloc, argument(&ctx, 0), 0)
+}
+
+/// Entry of `calloc`.
+#[uprobe]
+fn calloc(ctx: ProbeContext) -> u32 {
+    enter(&ctx, Function::Calloc, product(argument(&ctx, 0), argument(&ctx, 1)), 0)
+}
+
+/// Entry of `realloc`.
+#[uprobe]
+fn realloc(ctx: ProbeContext) -> u32 {
+    enter(&ctx, Function::Realloc, argument(&ctx, 1), argument(&ctx, 0))
+}
+
+/// Entry of `reallocarray`.
+#[uprobe]
+fn reallocarray(ctx: ProbeContext) -> u32 {
+    enter(&ctx, Function::Reallocarray, product(argument(&ctx, 1), argument(&ctx, 2)), argument(&ctx, 0))
+}
+
+/// Entry of `aligned_alloc`.
+#[uprobe]
+fn aligned_alloc(ctx: ProbeContext) -> u32 {
+    enter(&ctx, Function::AlignedAlloc, argument(&ctx, 1), 0)
+}
+
+/// Entry of `posix_memalign`.
+#[uprobe]
+fn posix_memalign(ctx: ProbeContext) -> u32 {
+    enter(&ctx, Function::PosixMemalign, argument(&ctx, 2), argument(&ctx, 0))
+}
+
+/// Entry of `memalign`.
+#[uprobe]
+fn memalign(ctx: ProbeContext) -> u32 {
+    enter(&ctx, Function::Memalign, argument(&ctx, 1), 0)
+}
+
+/// Entry of `valloc`.
+#[uprobe]
+fn valloc(ctx: ProbeContext) -> u32 {
+    enter(&ctx, Function::Valloc, argument(&ctx, 0), 0)
+}
+
+/// Entry of `pvalloc`.
+#[uprobe]
+fn pvalloc(ctx: ProbeContext) -> u32 {
+    enter(&ctx, Function::Pvalloc, argument(&ctx, 0), 0)
+}
+
+/// Return of any allocation function.
+#[uretprobe]
+fn allocated(ctx: RetProbeContext) -> u32 {
+    allocation::leave(&Registers::of_return(&ctx), ctx.ret());
+    0
+}
+
+/// Entry of `free`.
+#[uprobe]
+fn free(ctx: ProbeContext) -> u32 {
+    allocation::free(argument(&ctx, 0));
+    0
+}
+
+#[inline(always)]
+fn mapping_arguments(ctx: &ProbeContext, function: Function) -> MappingRequest {
+    // On entry, brk moves the heap's end to its first argument, which is how a probe on the function learns it.
+    MappingRequest::new(function, argument(ctx, 0), argument(ctx, 1), argument(ctx, 2), argument(ctx, 3))
+}
+
+/// Entry of the C library's `mmap`, where the kernel has no system call tracepoints.
+#[uprobe]
+fn mmap(ctx: ProbeContext) -> u32 {
+    mapping::enter(&mapping_arguments(&ctx, Function::Mmap));
+    0
+}
+
+/// Entry of the C library's `munmap`.
+#[uprobe]
+fn munmap(ctx: ProbeContext) -> u32 {
+    mapping::enter(&mapping_arguments(&ctx, Function::Munmap));
+    0
+}
+
+/// Entry of the C library's `mremap`.
+#[uprobe]
+fn mremap(ctx: ProbeContext) -> u32 {
+    mapping::enter(&mapping_arguments(&ctx, Function::Mremap));
+    0
+}
+
+/// Entry of the C library's `brk`.
+#[uprobe]
+fn brk(ctx: ProbeContext) -> u32 {
+    mapping::enter(&mapping_arguments(&ctx, Function::Brk));
+    0
+}
+
+/// Return of the C library's `mmap`, `munmap`, `mremap` and `brk`.
+#[uretprobe]
+fn mapped(ctx: RetProbeContext) -> u32 {
+    mapping::leave(ctx.ret(), mapping::Caller::Function(&Registers::of_return(&ctx)));
+    0
+}
+
+/// Offset of the first argument in the record of a `sys_enter_*` tracepoint, and of the result in `sys_exit_*`.
+const TRACEPOINT_VALUES: usize = 16;
+
+#[inline(always)]
+fn system_call_argument(ctx: &TracePointContext, index: usize) -> u64 {
+    // SAFETY: the record of a system call has six argument words (Documentation/trace/events.rst).
+    unsafe { ctx.read_at(TRACEPOINT_VALUES + index * 8) }.unwrap_or(0)
+}
+
+#[inline(always)]
+fn enter_system_call(ctx: &TracePointContext, function: Function) -> u32 {
+    if mapping::is_target() {
+        mapping::enter(&MappingRequest::new(
+            function,
+            system_call_argument(ctx, 0),
+            system_call_argument(ctx, 1),
+            system_call_argument(ctx, 2),
+            system_call_argument(ctx, 3),
+        ));
+    }
+    0
+}
+
+/// The tracepoint `sys_enter_mmap`.
+#[tracepoint]
+fn sys_enter_mmap(ctx: TracePointContext) -> u32 {
+    enter_system_call(&ctx, Function::Mmap)
+}
+
+/// The tracepoint `sys_enter_munmap`.
+#[tracepoint]
+fn sys_enter_munmap(ctx: TracePointContext) -> u32 {
+    enter_system_call(&ctx, Function::Munmap)
+}
+
+/// The tracepoint `sys_enter_mremap`.
+#[tracepoint]
+fn sys_enter_mremap(ctx: TracePointContext) -> u32 {
+    enter_system_call(&ctx, Function::Mremap)
+}
+
+/// The tracepoint `sys_enter_brk`.
+#[tracepoint]
+fn sys_enter_brk(ctx: TracePointContext) -> u32 {
+    enter_system_call(&ctx, Function::Brk)
+}
+
+/// The tracepoints `sys_exit_mmap`, `sys_exit_munmap`, `sys_exit_mremap` and `sys_exit_brk`.
+#[tracepoint]
+fn sys_exit(ctx: TracePointContext) -> u32 {
+    if mapping::is_target() {
+        mapping::leave(system_call_argument(&ctx, 0), mapping::Caller::SystemCall);
+    }
+    0
+}
+
+#[cfg(bpf_target_arch = "x86_64")]
+const ARCHITECTURE: Architecture = Architecture::X86_64;
+#[cfg(bpf_target_arch = "aarch64")]
+const ARCHITECTURE: Architecture = Architecture::Aarch64;
+
+/// Read by the agent before it loads the object.
+#[unsafe(link_section = "beamscope.contract")]
+#[unsafe(no_mangle)]
+#[used]
+static CONTRACT: Contract = Contract { abi_version: ABI_VERSION, architecture: ARCHITECTURE as u32 };
+const _: () = assert!(CONTRACT_SECTION.len() == "beamscope.contract".len());
+
+/// `bpf_probe_read_user` and others are for GPL-compatible programs only.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+#[used]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    // The verifier proves that no panic is reachable: a loop without end is refused.
+    loop {}
+}

@@ -138,7 +138,7 @@ pub struct Block {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, NoUninit, AnyBitPattern)]
 pub struct Call {
-    /// Stack pointer at entry. Calls nested in this one have a smaller one.
+    /// Stack pointer at entry. Calls nested in this one have a smaller one; its return has this one, or one word more.
     pub stack_pointer: u64,
     /// Bytes that are asked for; `u64::MAX` where the product of two arguments overflows.
     pub size: u64,
@@ -148,8 +148,8 @@ pub struct Call {
     pub replaced: Block,
     /// The [`Function`], or 0 between calls.
     pub function: u32,
-    /// Calls of allocation functions in progress on this thread: 1, and 1 for each that is nested.
-    pub depth: u32,
+    /// Keeps the size a multiple of 8.
+    pub reserved: u32,
 }
 
 const _: () = assert!(size_of::<SiteKey>() == 24);

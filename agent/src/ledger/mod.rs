@@ -1,7 +1,197 @@
 //! Who holds what: turns the probe's counters, samples and events into sites.
+//!
+//! Blocks are counted in the kernel, exactly, by return address and stack height; ranges of mappings are counted here.
+//! Samples say which stacks stand behind a key of the kernel's.
 
+mod apportion;
+mod interner;
+mod key;
+mod ranges;
 mod series;
 mod survivors;
 
+use std::collections::{BTreeMap, HashMap};
+
+use beamscope_probe::{Block, Function, MappingEvent, SampleHeader, SampleOrigin, SiteKey};
+
+pub use interner::{RawStack, StackId, Stacks};
+use key::KeyLedger;
+use ranges::RangeLedger;
 pub use series::{Point, Series};
 pub use survivors::Survivors;
+
+/// What became of the memory that was asked for at one stack.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SiteTotals {
+    /// Which function was called.
+    pub function: Function,
+    /// The stack behind the call.
+    pub stack: StackId,
+    /// Threads that were seen at it, sorted.
+    pub threads: Vec<String>,
+    /// Bytes and blocks, asked for and freed.
+    pub totals: Totals,
+    /// Outstanding bytes over the recording.
+    pub outstanding: Series,
+    /// When the outstanding blocks were allocated.
+    pub survivors: Survivors,
+    /// Addresses and sizes of the largest outstanding blocks or ranges.
+    pub largest: Vec<(u64, u64)>,
+    /// Whether all of it is known to belong to this stack.
+    pub exact: bool,
+}
+
+/// Bytes and blocks, asked for and freed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Bytes asked for.
+    pub allocated_bytes: u64,
+    /// Blocks or mappings asked for.
+    pub allocated_blocks: u64,
+    /// Bytes of the freed part.
+    pub freed_bytes: u64,
+    /// Blocks or mappings of the freed part.
+    pub freed_blocks: u64,
+}
+
+impl Totals {
+    /// Bytes that are not freed.
+    pub fn outstanding_bytes(&self) -> u64 {
+        self.allocated_bytes.saturating_sub(self.freed_bytes)
+    }
+
+    fn add(&mut self, other: &Self) {
+        let Self { allocated_bytes, allocated_blocks, freed_bytes, freed_blocks } = other;
+        self.allocated_bytes = self.allocated_bytes.saturating_add(*allocated_bytes);
+        self.allocated_blocks = self.allocated_blocks.saturating_add(*allocated_blocks);
+        self.freed_bytes = self.freed_bytes.saturating_add(*freed_bytes);
+        self.freed_blocks = self.freed_blocks.saturating_add(*freed_blocks);
+    }
+}
+
+/// How many of the largest outstanding blocks of a site are kept.
+const LARGEST: usize = 64;
+
+/// Collects one recording.
+#[derive(Debug)]
+pub struct Ledger {
+    /// `CLOCK_MONOTONIC` nanoseconds at which the recording began.
+    start: u64,
+    keys: BTreeMap<SiteKey, KeyLedger>,
+    ranges: RangeLedger,
+    threads: HashMap<StackId, Vec<String>>,
+    /// Samples that could not be kept or understood.
+    pub dropped_samples: u64,
+    /// Mapping events that could not be understood.
+    pub dropped_events: u64,
+}
+
+impl Ledger {
+    /// An empty one for a recording that begins at `start` (`CLOCK_MONOTONIC` nanoseconds) on a machine with pages of
+    /// `page_size` bytes.
+    pub fn new(start: u64, page_size: u64) -> Self {
+        Self {
+            start,
+            keys: BTreeMap::new(),
+            ranges: RangeLedger::new(page_size),
+            threads: HashMap::new(),
+            dropped_samples: 0,
+            dropped_events: 0,
+        }
+    }
+
+    /// Takes the kernel's counters at `at` seconds.
+    pub fn observe(&mut self, at: f64, sites: &[(SiteKey, beamscope_probe::Site)]) {
+        for (key, site) in sites {
+            // The entries for sites that found no room exist from the start.
+            if site.allocated_blocks != 0 {
+                self.keys.entry(*key).or_default().observe(at, site);
+            }
+        }
+        self.ranges.observe(at);
+    }
+
+    /// Takes a sample whose stack is `stack`; `mean` is the sampling interval in bytes.
+    pub fn sample(&mut self, header: &SampleHeader, stack: StackId, mean: u64) {
+        let threads = self.threads.entry(stack).or_default();
+        let name = thread_name(&header.command);
+        if let Err(place) = threads.binary_search(&name) {
+            threads.insert(place, name);
+        }
+        let kept = match SampleOrigin::try_from(header.origin) {
+            Ok(SampleOrigin::Mapping) => {
+                self.ranges.sample(header.thread, header.sequence, stack);
+                true
+            }
+            Ok(origin) => self.keys.entry(header.site).or_default().sample(header, origin, stack, mean),
+            Err(_) => false,
+        };
+        self.dropped_samples += u64::from(!kept);
+    }
+
+    /// Takes a mapping event.
+    pub fn mapping(&mut self, event: &MappingEvent) {
+        let at = event.at.saturating_sub(self.start) as f64 / 1e9;
+        self.dropped_events += u64::from(!self.ranges.event(event, at));
+    }
+
+    /// Bytes of address space that was reserved without access and that nobody can have touched.
+    pub fn reserved_bytes(&self) -> u64 {
+        self.ranges.reserved_bytes()
+    }
+
+    /// Closes the ledger after `seconds`: the live blocks say what is outstanding at which stack. `missing` makes the
+    /// stack of a key that no sample has shown.
+    pub fn close(
+        mut self,
+        seconds: f64,
+        live: impl Iterator<Item = (u64, Block)>,
+        mut missing: impl FnMut(&SiteKey) -> StackId,
+    ) -> Vec<SiteTotals> {
+        for (address, block) in live {
+            let at = block.allocated_at.saturating_sub(self.start) as f64 / 1e9;
+            self.keys.entry(block.site).or_default().survive(address, &block, at, seconds);
+        }
+        let mut sites: BTreeMap<(Function, StackId), SiteTotals> = BTreeMap::new();
+        let mut parts = self.ranges.close(seconds, || missing(&SiteKey::default()));
+        for (key, ledger) in self.keys {
+            let function = Function::try_from(key.function).unwrap_or(Function::Malloc);
+            parts.extend(ledger.close(function, || missing(&key)));
+        }
+        for mut part in parts {
+            part.threads = self.threads.get(&part.stack).cloned().unwrap_or_default();
+            match sites.entry((part.function, part.stack)) {
+                std::collections::btree_map::Entry::Vacant(entry) => {
+                    entry.insert(part);
+                }
+                std::collections::btree_map::Entry::Occupied(mut entry) => entry.get_mut().merge(&part),
+            }
+        }
+        sites.into_values().collect()
+    }
+}
+
+impl SiteTotals {
+    /// Adds another thread's or stack height's part of the same site.
+    fn merge(&mut self, part: &Self) {
+        self.totals.add(&part.totals);
+        self.outstanding.add(&part.outstanding);
+        self.survivors.merge(&part.survivors);
+        self.exact &= part.exact;
+        self.largest.extend_from_slice(&part.largest);
+        keep_largest(&mut self.largest);
+    }
+}
+
+fn keep_largest(blocks: &mut Vec<(u64, u64)>) {
+    blocks.sort_by_key(|(address, size)| (std::cmp::Reverse(*size), *address));
+    blocks.truncate(LARGEST);
+}
+
+fn thread_name(command: &[u8]) -> String {
+    let name = command.split(|byte| *byte == 0).next().unwrap_or_default();
+    String::from_utf8_lossy(name).into_owned()
+}
+
+#[cfg(test)]
+mod tests;

@@ -53,6 +53,38 @@ impl Series {
         &self.points
     }
 
+    /// Adds another figure to this one. Before its first point a figure counts as 0, between points it keeps its value.
+    pub fn add(&mut self, other: &Self) {
+        let mut sum = Self::default();
+        let (mut left, mut right) = (self.points.iter().peekable(), other.points.iter().peekable());
+        let (mut left_value, mut right_value) = (0_u64, 0_u64);
+        while let Some(at) = match (left.peek(), right.peek()) {
+            (Some(one), Some(two)) => Some(one.at.min(two.at)),
+            (one, two) => one.or(two).map(|point| point.at),
+        } {
+            if let Some(point) = left.next_if(|point| point.at <= at) {
+                left_value = point.value;
+            }
+            if let Some(point) = right.next_if(|point| point.at <= at) {
+                right_value = point.value;
+            }
+            sum.push(at, left_value.saturating_add(right_value));
+        }
+        *self = sum;
+    }
+
+    /// The figure times `share`, a number from 0 to 1.
+    #[must_use]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "`as` saturates, and shares are not negative"
+    )]
+    pub fn scaled(&self, share: f64) -> Self {
+        let scale = |point: &Point| Point { at: point.at, value: (point.value as f64 * share).round() as u64 };
+        Self { points: self.points.iter().map(scale).collect(), ..*self }
+    }
+
     /// Units per second: the least-squares slope through the points. `None` with fewer than two moments.
     pub fn slope(&self) -> Option<f64> {
         let count = self.points.len() as f64;
@@ -80,6 +112,20 @@ mod tests {
         assert_eq!(series.slope(), None);
         series.push(0.0, 7);
         assert_eq!(series.slope(), None);
+    }
+
+    #[test]
+    fn sum_carries_values_between_points() {
+        let series = |points: &[(f64, u64)]| {
+            let mut series = Series::default();
+            for (at, value) in points {
+                series.push(*at, *value);
+            }
+            series
+        };
+        let mut sum = series(&[(0.0, 1), (1.0, 2), (3.0, 4)]);
+        sum.add(&series(&[(1.0, 10), (2.0, 20)]));
+        assert_eq!(sum.points(), series(&[(0.0, 1), (1.0, 12), (2.0, 22), (3.0, 24)]).points());
     }
 
     proptest! {

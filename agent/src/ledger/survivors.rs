@@ -24,6 +24,25 @@ impl Survivors {
             *bytes = bytes.saturating_add(size);
         }
     }
+
+    /// Adds those of another part of the same site.
+    pub fn merge(&mut self, other: &Self) {
+        self.oldest_seconds = self.oldest_seconds.max(other.oldest_seconds);
+        for (bytes, more) in self.bytes.iter_mut().zip(other.bytes) {
+            *bytes = bytes.saturating_add(more);
+        }
+    }
+
+    /// The bytes times `share`, a number from 0 to 1.
+    #[must_use]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "`as` saturates, and shares are not negative"
+    )]
+    pub fn scaled(&self, share: f64) -> Self {
+        Self { bytes: self.bytes.map(|bytes| (bytes as f64 * share).round() as u64), ..*self }
+    }
 }
 
 #[cfg(test)]

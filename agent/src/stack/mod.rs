@@ -1,5 +1,7 @@
 //! What a stack is: frames from the leaf (the allocation) to the root.
 
+pub mod unwind;
+
 use serde::{Deserialize, Serialize};
 
 use crate::mapping::Address;

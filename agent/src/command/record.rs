@@ -1,0 +1,100 @@
+//! `beamscope record`: makes a recording of a node.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::{MissedTickBehavior, interval, sleep_until},
+};
+
+use crate::{
+    cli::{Common, RecordArgs},
+    kernel::features::KernelFeatures,
+    output::Output,
+    recorder::{Options, Recorder},
+    recording::{Ended, file},
+    target::find,
+};
+
+/// How often the ring buffers are emptied.
+const POLL_EVERY: Duration = Duration::from_millis(20);
+/// How often counters and figures are taken.
+const OBSERVE_EVERY: Duration = Duration::from_secs(1);
+
+/// Records until the time is over, the user stops it or the node exits; always writes the file.
+pub(super) fn run(args: &RecordArgs, common: &Common) -> anyhow::Result<()> {
+    let quiet = common.quiet;
+    // A bad path must be known before the node is touched.
+    let output = Output::create(&args.output, args.force)?;
+    let target = find::resolve(args.target.as_deref())?;
+    let options = Options {
+        sample_interval: args.sample_bytes,
+        live_blocks: args.max_live,
+        no_tracepoints: args.no_tracepoints,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the event loop")?;
+    let recording = runtime.block_on(async {
+        let mut recorder = Recorder::attach(target, &KernelFeatures::probe(), options)?;
+        let progress = progress(quiet);
+        let say = |text: String| {
+            if !quiet {
+                progress.suspend(|| anstream::eprintln!("{text}"));
+            }
+        };
+        recorder.notes().iter().for_each(|note| say(format!("note: {note}")));
+        recorder.start()?;
+        say(format!("recording process {} for {:?}; Ctrl-C ends it early", recorder.target().pid(), args.duration));
+        let ended = follow(&mut recorder, args.duration, &progress).await?;
+        progress.set_message("reading the tables");
+        let recording = recorder.finish(ended);
+        progress.finish_and_clear();
+        recording
+    })?;
+    output.commit(|into| Ok(file::write(&recording, into)?))?;
+    Ok(())
+}
+
+async fn follow(recorder: &mut Recorder, duration: Duration, progress: &ProgressBar) -> anyhow::Result<Ended> {
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut poll = interval(POLL_EVERY);
+    poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut observe = interval(OBSERVE_EVERY);
+    observe.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let end = sleep_until(tokio::time::Instant::now() + duration);
+    tokio::pin!(end);
+    loop {
+        tokio::select! {
+            biased;
+            _ = interrupt.recv() => return Ok(Ended::Interrupted),
+            _ = terminate.recv() => return Ok(Ended::Interrupted),
+            () = &mut end => return Ok(Ended::Duration),
+            _ = observe.tick() => {
+                recorder.observe()?;
+                progress.set_message(format!("{:.0} of {:.0} s", recorder.elapsed(), duration.as_secs_f64()));
+            }
+            _ = poll.tick() => {
+                recorder.poll();
+                if !recorder.is_alive() {
+                    return Ok(Ended::NodeExited);
+                }
+            }
+        }
+    }
+}
+
+fn progress(quiet: bool) -> ProgressBar {
+    if quiet {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new_spinner();
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}") {
+        bar.set_style(style);
+    }
+    bar
+}

@@ -1,0 +1,9 @@
+//! The edge to the kernel: what it can do, what is attached, and what comes back.
+
+pub mod features;
+pub mod object;
+pub mod placement;
+pub mod plan;
+pub mod session;
+mod tracefs;
+pub mod wire;

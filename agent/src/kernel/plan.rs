@@ -1,0 +1,207 @@
+//! What is attached where, and what that costs or loses: decided once, from facts, without touching the kernel.
+
+use std::path::PathBuf;
+
+use beamscope_probe::{Architecture, Function};
+
+use super::placement::{Placement, place};
+use crate::target::allocator::{Allocator, Located};
+
+/// One probe on a function.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Point {
+    /// The BPF program.
+    pub program: &'static str,
+    /// The file, by a path that is valid here and not only in the target's mount namespace.
+    pub path: PathBuf,
+    /// Offset of the instruction in the file.
+    pub offset: u64,
+    /// Function and library, for messages.
+    pub place: String,
+}
+
+/// How `mmap`, `munmap`, `mremap` and `brk` are followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MappingCalls {
+    /// At the system calls, whoever makes them.
+    SystemCalls {
+        /// Whether tracefs has to be mounted first, in a mount namespace of beamscope's own.
+        mount_tracefs: bool,
+    },
+    /// At the C library's functions.
+    Functions,
+}
+
+/// What the kernel offers for system calls.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SystemCallTracing {
+    /// Tracepoints, with the user's registers.
+    Available {
+        /// Whether tracefs has to be mounted first.
+        mount_tracefs: bool,
+    },
+    /// Nothing that beamscope can use.
+    Unavailable {
+        /// Why not.
+        reason: String,
+    },
+}
+
+/// All that is attached for one recording.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttachPlan {
+    /// Probes on functions, in the order in which they are attached.
+    pub points: Vec<Point>,
+    /// How mapping calls are followed.
+    pub mapping_calls: MappingCalls,
+    /// Thread group id for the tracepoints, in the initial pid namespace; 0 where they are not used.
+    pub target: u32,
+    /// What is lost or costs more than it should, one sentence each.
+    pub notes: Vec<String>,
+}
+
+impl AttachPlan {
+    /// Decides for a process `target` whose memory functions are those of `allocators`.
+    pub fn new(architecture: Architecture, allocators: &[Allocator], tracing: &SystemCallTracing, target: u32) -> Self {
+        let mut notes = Vec::new();
+        let mapping_calls = match tracing {
+            SystemCallTracing::Available { mount_tracefs } => {
+                MappingCalls::SystemCalls { mount_tracefs: *mount_tracefs }
+            }
+            SystemCallTracing::Unavailable { reason } => {
+                notes.push(format!(
+                    "mapping calls are followed at the C library's functions ({reason}): system calls that a library \
+                     makes without them are not seen"
+                ));
+                MappingCalls::Functions
+            }
+        };
+        let mut points = Vec::new();
+        for allocator in allocators {
+            for located in &allocator.functions {
+                if is_mapping_call(located.function) && mapping_calls != MappingCalls::Functions {
+                    continue;
+                }
+                let programs = programs(located.function);
+                let placement = place(architecture, &located.code, programs.arguments);
+                let name = format!("{} in {}", located.function.name(), allocator.name);
+                if !placement.emulated {
+                    notes.push(format!(
+                        "{name} begins with an instruction that the kernel cannot emulate: each call costs the node \
+                         about ten times as much as one of the others"
+                    ));
+                }
+                for program in [programs.on_return, Some(programs.on_entry)].into_iter().flatten() {
+                    points.push(point(program, allocator, located, placement, &name));
+                }
+            }
+        }
+        // Returns before entries: a call whose return is missed would look as if it never ended.
+        points.sort_by_key(|point| !RETURNS.contains(&point.program));
+        let target = if matches!(mapping_calls, MappingCalls::SystemCalls { .. }) { target } else { 0 };
+        Self { points, mapping_calls, target, notes }
+    }
+}
+
+const RETURNS: [&str; 2] = ["allocated", "mapped"];
+
+struct Programs {
+    on_entry: &'static str,
+    on_return: Option<&'static str>,
+    /// Arguments that the entry program reads.
+    arguments: usize,
+}
+
+fn programs(function: Function) -> Programs {
+    let (on_return, arguments) = match function {
+        Function::Malloc | Function::Valloc | Function::Pvalloc => (Some("allocated"), 1),
+        Function::Calloc | Function::Realloc | Function::AlignedAlloc | Function::Memalign => (Some("allocated"), 2),
+        Function::Reallocarray | Function::PosixMemalign => (Some("allocated"), 3),
+        Function::Free => (None, 1),
+        Function::Brk => (Some("mapped"), 1),
+        Function::Munmap => (Some("mapped"), 2),
+        Function::Mmap | Function::Mremap => (Some("mapped"), 4),
+    };
+    Programs { on_entry: function.name(), on_return, arguments }
+}
+
+fn is_mapping_call(function: Function) -> bool {
+    matches!(function, Function::Mmap | Function::Munmap | Function::Mremap | Function::Brk)
+}
+
+fn point(program: &'static str, allocator: &Allocator, located: &Located, placement: Placement, name: &str) -> Point {
+    Point {
+        program,
+        path: allocator.attach_path.clone(),
+        offset: located.offset.0.saturating_add(placement.offset),
+        place: name.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::target::elf::{ElfAddress, FileOffset};
+
+    const PUSH: &[u8] = &[0x55];
+    const SUB: &[u8] = &[0x48, 0x83, 0xec, 0x18];
+
+    fn allocator(functions: &[(Function, &[u8])]) -> Allocator {
+        let located = |(number, (function, code)): (u64, &(Function, &[u8]))| Located {
+            function: *function,
+            address: ElfAddress(0x1000 * number),
+            offset: FileOffset(0x1000 * number),
+            size: 64,
+            code: code.to_vec(),
+        };
+        Allocator {
+            path: "/lib/libc.so.6".to_owned(),
+            attach_path: "/proc/1/root/lib/libc.so.6".into(),
+            name: "libc.so.6".to_owned(),
+            bias: 0,
+            functions: (0..).zip(functions).map(located).collect(),
+        }
+    }
+
+    fn plan(functions: &[(Function, &[u8])], tracing: &SystemCallTracing) -> AttachPlan {
+        AttachPlan::new(Architecture::X86_64, &[allocator(functions)], tracing, 42)
+    }
+
+    const TRACEPOINTS: SystemCallTracing = SystemCallTracing::Available { mount_tracefs: true };
+
+    #[test]
+    fn returns_are_attached_before_entries() {
+        let plan = plan(&[(Function::Malloc, PUSH), (Function::Free, PUSH), (Function::Calloc, PUSH)], &TRACEPOINTS);
+        let programs: Vec<&str> = plan.points.iter().map(|point| point.program).collect();
+        assert_eq!(programs, ["allocated", "allocated", "malloc", "free", "calloc"]);
+        assert_eq!(plan.notes, [""; 0]);
+        assert_eq!(plan.target, 42);
+    }
+
+    #[test]
+    fn entry_and_return_share_the_instruction() {
+        let plan = plan(&[(Function::Free, PUSH), (Function::PosixMemalign, &[0x85, 0xff, 0x55])], &TRACEPOINTS);
+        let offsets: Vec<(&str, u64)> = plan.points.iter().map(|point| (point.program, point.offset)).collect();
+        assert_eq!(offsets, [("allocated", 0x1002), ("free", 0), ("posix_memalign", 0x1002)]);
+    }
+
+    #[test]
+    fn functions_serve_where_the_kernel_has_no_tracepoints() {
+        let functions: [(Function, &[u8]); 2] = [(Function::Mmap, PUSH), (Function::Malloc, PUSH)];
+        let with = plan(&functions, &TRACEPOINTS);
+        assert_eq!(with.points.len(), 2);
+        assert_eq!(with.mapping_calls, MappingCalls::SystemCalls { mount_tracefs: true });
+        let without = plan(&functions, &SystemCallTracing::Unavailable { reason: "no tracefs".to_owned() });
+        assert_eq!(without.points.len(), 4);
+        assert_eq!(without.mapping_calls, MappingCalls::Functions);
+        assert_eq!(without.target, 0);
+        assert!(without.notes[0].contains("no tracefs"), "{:?}", without.notes);
+    }
+
+    #[test]
+    fn a_dear_place_is_said() {
+        let plan = plan(&[(Function::Malloc, SUB)], &TRACEPOINTS);
+        assert!(plan.notes[0].starts_with("malloc in libc.so.6"), "{:?}", plan.notes);
+        assert_eq!(plan.points[0].offset, 0);
+    }
+}

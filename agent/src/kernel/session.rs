@@ -1,0 +1,292 @@
+//! The loaded probe: attaches it by plan, reads its tables, takes it away.
+//!
+//! Nothing of it outlives the process: programs, maps and breakpoints hang on file descriptors, which the kernel closes
+//! however beamscope ends.
+
+use std::num::NonZeroU32;
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, HashMap, MapData, MapError, PerCpuArray, PerCpuValues, RingBuf},
+    programs::{ProgramError, TracePoint, UProbe, uprobe::UProbeScope},
+};
+use beamscope_probe::{
+    Block, Control, Counter, EXPONENTIAL_DRAWS, Function, MappingEvent, STACK_BYTES, SampleHeader, Site, SiteKey,
+};
+use thiserror::Error;
+
+use super::{
+    object::{self, ObjectError},
+    plan::{AttachPlan, MappingCalls, Point},
+    tracefs,
+    wire::{Wire, split_record},
+};
+use crate::sampling;
+
+/// What the user chose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Mean distance of two sampled bytes.
+    pub sample_interval: u64,
+    /// Blocks that can be followed at a time.
+    pub live_blocks: u32,
+}
+
+/// Stacks that are captured for each site before sampling decides alone: one more than the two that show whether a
+/// site merges several stacks.
+const INTRODUCTIONS: u32 = 3;
+
+/// Why the probe could not be loaded, attached or read.
+#[derive(Debug, Error)]
+pub enum SessionError {
+    /// The object is not for here.
+    #[error(transparent)]
+    Object(#[from] ObjectError),
+    /// The kernel did not take the object.
+    #[error("the kernel refused the BPF object; `beamscope doctor` shows what is missing")]
+    Load(#[source] aya::EbpfError),
+    /// The kernel did not take a program.
+    #[error("the kernel refused the BPF program `{program}`; `beamscope doctor` shows what is missing")]
+    Program {
+        /// Its name.
+        program: &'static str,
+        /// Why.
+        #[source]
+        source: ProgramError,
+    },
+    /// A program could not be attached.
+    #[error("cannot attach a probe to {place}")]
+    Attach {
+        /// Function and library, or tracepoint.
+        place: String,
+        /// Why.
+        #[source]
+        source: ProgramError,
+    },
+    /// The mount namespace for tracefs could not be made.
+    #[error("cannot mount tracefs in a mount namespace of its own")]
+    Tracefs(#[source] std::io::Error),
+    /// A part of the object is not there.
+    #[error("the BPF object has no {kind} `{name}`; rebuild it with `cargo xtask probe`")]
+    Missing {
+        /// `map` or `program`.
+        kind: &'static str,
+        /// Its name.
+        name: &'static str,
+    },
+    /// A table could not be read or written.
+    #[error("cannot access the BPF map `{map}`")]
+    Map {
+        /// Its name.
+        map: &'static str,
+        /// Why.
+        #[source]
+        source: MapError,
+    },
+    /// The number of processors is unknown.
+    #[error("cannot find out how many processors there are")]
+    Processors(#[source] std::io::Error),
+}
+
+/// The probe, loaded and attached.
+pub struct Session {
+    control: Array<MapData, Wire<Control>>,
+    counters: PerCpuArray<MapData, u64>,
+    sites: HashMap<MapData, Wire<SiteKey>, Wire<Site>>,
+    live: HashMap<MapData, u64, Wire<Block>>,
+    samples: RingBuf<MapData>,
+    mappings: RingBuf<MapData>,
+    settings: Control,
+    /// Holds programs and links; dropped last.
+    _ebpf: Ebpf,
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Session({:?})", self.settings)
+    }
+}
+
+impl Session {
+    /// Loads the probe and attaches it to process `pid`. It records nothing before [`Session::start`].
+    pub fn attach(plan: &AttachPlan, pid: NonZeroU32, settings: &Settings) -> Result<Self, SessionError> {
+        object::check(object::PREBUILT, object::HOST)?;
+        let mut ebpf = EbpfLoader::new()
+            .map_max_entries("LIVE", settings.live_blocks)
+            .load(object::PREBUILT)
+            .map_err(SessionError::Load)?;
+        prepare_sampling(&mut ebpf, settings.sample_interval)?;
+        for function in Function::ALL {
+            // Where a site finds no room, its blocks are counted here.
+            let key = SiteKey { function: function as u32, ..SiteKey::default() };
+            let mut sites: HashMap<_, Wire<SiteKey>, Wire<Site>> = borrow(&mut ebpf, "SITES")?;
+            sites.insert(Wire(key), Wire(Site::default()), 0).map_err(in_map("SITES"))?;
+        }
+        attach_functions(&mut ebpf, &plan.points, pid)?;
+        if let MappingCalls::SystemCalls { mount_tracefs } = plan.mapping_calls {
+            tracefs::with(mount_tracefs, || attach_system_calls(&mut ebpf)).map_err(SessionError::Tracefs)??;
+        }
+        Ok(Self {
+            control: take(&mut ebpf, "CONTROL")?,
+            counters: take(&mut ebpf, "COUNTERS")?,
+            sites: take(&mut ebpf, "SITES")?,
+            live: take(&mut ebpf, "LIVE")?,
+            samples: take(&mut ebpf, "SAMPLES")?,
+            mappings: take(&mut ebpf, "MAPPINGS")?,
+            settings: Control { recording: 0, target: plan.target, introductions: INTRODUCTIONS, reserved: 0 },
+            _ebpf: ebpf,
+        })
+    }
+
+    /// Begins to record, with all probes at once.
+    pub fn start(&mut self) -> Result<(), SessionError> {
+        self.set_recording(1)
+    }
+
+    /// Ends it, with all probes at once: from here on the tables stand still.
+    pub fn stop(&mut self) -> Result<(), SessionError> {
+        self.set_recording(0)
+    }
+
+    fn set_recording(&mut self, recording: u32) -> Result<(), SessionError> {
+        self.settings.recording = recording;
+        self.control.set(0, Wire(self.settings), 0).map_err(in_map("CONTROL"))
+    }
+
+    /// Passes on the stack samples that have arrived, at most `limit`; says how many. Records that are too short are
+    /// passed to nobody and counted in `malformed`.
+    pub fn read_samples(
+        &mut self,
+        limit: usize,
+        malformed: &mut u64,
+        mut take: impl FnMut(&SampleHeader, &[u8]),
+    ) -> usize {
+        for read in 0..limit {
+            let Some(record) = self.samples.next() else { return read };
+            match split_record::<SampleHeader>(&record) {
+                Some((header, stack)) if stack.len() >= STACK_BYTES => take(&header, stack),
+                _ => *malformed += 1,
+            }
+        }
+        limit
+    }
+
+    /// As [`Session::read_samples`], for mapping events.
+    pub fn read_mappings(&mut self, limit: usize, malformed: &mut u64, mut take: impl FnMut(&MappingEvent)) -> usize {
+        for read in 0..limit {
+            let Some(record) = self.mappings.next() else { return read };
+            match split_record::<MappingEvent>(&record) {
+                Some((event, _)) => take(&event),
+                None => *malformed += 1,
+            }
+        }
+        limit
+    }
+
+    /// The sites and what was allocated at them.
+    pub fn sites(&self) -> Result<Vec<(SiteKey, Site)>, SessionError> {
+        self.sites.iter().map(|entry| entry.map(|(key, site)| (key.0, site.0)).map_err(in_map("SITES"))).collect()
+    }
+
+    /// The live blocks: address and block. Complete only after [`Session::stop`].
+    pub fn live_blocks(&self) -> impl Iterator<Item = Result<(u64, Block), SessionError>> + '_ {
+        self.live.iter().map(|entry| entry.map(|(address, block)| (address, block.0)).map_err(in_map("LIVE")))
+    }
+
+    /// A counter, summed over the processors.
+    pub fn counter(&self, counter: Counter) -> Result<u64, SessionError> {
+        let values = self.counters.get(&(counter as u32), 0).map_err(in_map("COUNTERS"))?;
+        Ok(values.iter().fold(0, |sum: u64, value| sum.saturating_add(*value)))
+    }
+}
+
+fn in_map(map: &'static str) -> impl Fn(MapError) -> SessionError {
+    move |source| SessionError::Map { map, source }
+}
+
+fn take<M>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, SessionError>
+where
+    M: TryFrom<aya::maps::Map, Error = MapError>,
+{
+    let map = ebpf.take_map(name).ok_or(SessionError::Missing { kind: "map", name })?;
+    M::try_from(map).map_err(in_map(name))
+}
+
+fn borrow<'a, M>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<M, SessionError>
+where
+    M: TryFrom<&'a mut aya::maps::Map, Error = MapError>,
+{
+    let map = ebpf.map_mut(name).ok_or(SessionError::Missing { kind: "map", name })?;
+    M::try_from(map).map_err(in_map(name))
+}
+
+/// Gives the probe its distances between samples, and each processor a first one: if all began at 0, the first
+/// allocation on each would be sampled for certain.
+fn prepare_sampling(ebpf: &mut Ebpf, interval: u64) -> Result<(), SessionError> {
+    let draws = sampling::exponential_draws(interval);
+    let mut distances: Array<_, u64> = borrow(ebpf, "EXPONENTIAL")?;
+    for (index, draw) in (0..EXPONENTIAL_DRAWS).zip(&draws) {
+        distances.set(index, draw, 0).map_err(in_map("EXPONENTIAL"))?;
+    }
+    let processors = aya::util::nr_cpus().map_err(|(_, error)| SessionError::Processors(error))?;
+    let first = (0..processors).map(|_| draws.get(random() % draws.len()).copied().unwrap_or(interval).cast_signed());
+    let first = PerCpuValues::try_from(first.collect::<Vec<i64>>()).map_err(SessionError::Processors)?;
+    let mut countdown: PerCpuArray<_, i64> = borrow(ebpf, "COUNTDOWN")?;
+    countdown.set(0, first, 0).map_err(in_map("COUNTDOWN"))
+}
+
+/// The standard library's only source of randomness: the keys of its hash maps.
+fn random() -> usize {
+    use std::hash::{BuildHasher as _, Hasher as _};
+    let hash = std::hash::RandomState::new().build_hasher().finish();
+    usize::try_from(hash).unwrap_or(usize::MAX)
+}
+
+/// Attaches in the order of the plan.
+fn attach_functions(ebpf: &mut Ebpf, points: &[Point], pid: NonZeroU32) -> Result<(), SessionError> {
+    for Point { program, path, offset, place, .. } in points {
+        let probe: &mut UProbe = program_mut(ebpf, program)?;
+        load(probe.fd().is_ok(), || probe.load(), program)?;
+        probe
+            .attach(*offset, path, UProbeScope::OneProcess(pid))
+            .map_err(|source| SessionError::Attach { place: place.clone(), source })?;
+    }
+    Ok(())
+}
+
+fn attach_system_calls(ebpf: &mut Ebpf) -> Result<(), SessionError> {
+    // Returns first, so that no call is entered whose return would be missed.
+    for (program, name) in [
+        ("sys_exit", "sys_exit_mmap"),
+        ("sys_exit", "sys_exit_munmap"),
+        ("sys_exit", "sys_exit_mremap"),
+        ("sys_exit", "sys_exit_brk"),
+        ("sys_enter_munmap", "sys_enter_munmap"),
+        ("sys_enter_mremap", "sys_enter_mremap"),
+        ("sys_enter_brk", "sys_enter_brk"),
+        ("sys_enter_mmap", "sys_enter_mmap"),
+    ] {
+        let tracepoint: &mut TracePoint = program_mut(ebpf, program)?;
+        load(tracepoint.fd().is_ok(), || tracepoint.load(), program)?;
+        tracepoint
+            .attach("syscalls", name)
+            .map_err(|source| SessionError::Attach { place: format!("the tracepoint syscalls:{name}"), source })?;
+    }
+    Ok(())
+}
+
+fn load(
+    loaded: bool,
+    load: impl FnOnce() -> Result<(), ProgramError>,
+    program: &'static str,
+) -> Result<(), SessionError> {
+    if loaded { Ok(()) } else { load().map_err(|source| SessionError::Program { program, source }) }
+}
+
+fn program_mut<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, SessionError>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
+{
+    let program = ebpf.program_mut(name).ok_or(SessionError::Missing { kind: "program", name })?;
+    program.try_into().map_err(|source| SessionError::Program { program: name, source })
+}

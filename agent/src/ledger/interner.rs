@@ -1,0 +1,53 @@
+//! Stacks by value, each kept once.
+
+use std::collections::HashMap;
+
+use crate::{mapping::Address, stack::StackEnd};
+
+/// A stack before its addresses have names.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct RawStack {
+    /// From the leaf to the root. Return addresses, except for the first where [`RawStack::leaf_is_return`] is false.
+    pub addresses: Vec<Address>,
+    /// Whether the first address is a return address too: the call stands before it.
+    pub leaf_is_return: bool,
+    /// Where the walk came to its end.
+    pub end: StackEnd,
+}
+
+/// Number of a stack in [`Stacks`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StackId(u32);
+
+/// All stacks that were seen.
+#[derive(Debug, Default)]
+pub struct Stacks {
+    ids: HashMap<RawStack, StackId>,
+    stacks: Vec<RawStack>,
+}
+
+impl Stacks {
+    /// Stacks that are kept at most; each further one is taken for one whose frames are missing.
+    const LIMIT: u32 = 1 << 20;
+
+    /// The id of `stack`, and whether it is new.
+    pub fn intern(&mut self, stack: RawStack) -> (StackId, bool) {
+        let next = u32::try_from(self.stacks.len()).unwrap_or(u32::MAX);
+        let stack = if next < Self::LIMIT {
+            stack
+        } else {
+            RawStack { addresses: Vec::new(), leaf_is_return: true, end: StackEnd::Missing }
+        };
+        if let Some(id) = self.ids.get(&stack) {
+            return (*id, false);
+        }
+        self.ids.insert(stack.clone(), StackId(next));
+        self.stacks.push(stack);
+        (StackId(next), true)
+    }
+
+    /// The stack of an id.
+    pub fn get(&self, id: StackId) -> Option<&RawStack> {
+        self.stacks.get(usize::try_from(id.0).ok()?)
+    }
+}

@@ -1,0 +1,183 @@
+//! Ends a recording: takes what stands in the tables, and puts everything into one value.
+
+use std::collections::{BTreeMap, HashSet};
+
+use anyhow::Context as _;
+use beamscope_probe::{Block, Counter, Function, SiteKey};
+
+use super::Recorder;
+use crate::{
+    erts::carrier,
+    ledger::{Ledger, RawStack, SiteTotals},
+    mapping::Address,
+    recording::{CarrierSeen, Ended, Interval, Mode, Recording, Site},
+    stack::{Frame, FrameKind, StackEnd},
+};
+
+/// Smallest block in which a carrier is looked for. The smallest that the VM makes are its main carriers
+/// (`+M<S>mmbcs`, from 32 KiB up; erl_alloc.c, OTP-25.2.3).
+const SMALLEST_CARRIER: u64 = 32 << 10;
+
+impl Recorder {
+    /// Stops the probe, takes everything in, and returns what was recorded.
+    pub fn finish(mut self, ended: Ended) -> anyhow::Result<Recording> {
+        self.session.stop()?;
+        let seconds = self.elapsed();
+        self.drain();
+        self.observe()?;
+        // A process that is gone has no mappings; those that were known last stay.
+        if self.target.is_alive() {
+            self.code.refresh(&self.target)?;
+        }
+        let live = self.session.live_blocks().collect::<Result<Vec<(u64, Block)>, _>>()?;
+        let counters = Counter::ALL
+            .iter()
+            .map(|counter| Ok((*counter, self.session.counter(*counter)?)))
+            .collect::<anyhow::Result<Vec<(Counter, u64)>>>()?;
+        let reserved = self.ledger.reserved_bytes();
+        let (dropped_samples, dropped_events) = (self.ledger.dropped_samples, self.ledger.dropped_events);
+
+        let Self { ledger, stacks, unnamed, .. } = &mut self;
+        let ledger = std::mem::replace(ledger, Ledger::new(0, 1));
+        let totals = ledger.close(seconds, live.into_iter(), |key| {
+            let (id, is_new) = stacks.intern(caller_only(key));
+            if is_new {
+                unnamed.push(id);
+            }
+            id
+        });
+        self.learn();
+
+        let mut carriers = Vec::new();
+        let mut sites = Vec::with_capacity(totals.len());
+        for totals in totals {
+            carriers.extend(self.carriers(&totals, sites.len()));
+            sites.push(self.site(totals)?);
+        }
+        let freed: u64 = sites.iter().map(|site| site.freed_blocks).sum();
+        let allocated: u64 = sites.iter().map(|site| site.allocated_blocks).sum();
+        let mut losses = BTreeMap::new();
+        let mut counts = BTreeMap::from([
+            ("allocated_blocks".to_owned(), allocated),
+            ("freed_blocks".to_owned(), freed),
+            ("stack_samples".to_owned(), self.stack_ends.samples),
+            ("reserved_bytes".to_owned(), reserved),
+        ]);
+        for (counter, value) in counters {
+            let (name, is_loss) = describe(counter);
+            if is_loss {
+                losses.insert(name.to_owned(), value);
+            } else {
+                counts.insert(name.to_owned(), value);
+            }
+        }
+        for (name, value) in [
+            ("truncated_stacks", self.stack_ends.truncated),
+            ("stacks_without_unwind_information", self.stack_ends.no_unwind_information),
+            ("malformed_records", self.malformed),
+            ("dropped_samples", dropped_samples),
+            ("dropped_mapping_events", dropped_events),
+            ("addresses_without_readable_symbols", self.code.unreadable_symbols()),
+        ] {
+            losses.insert(name.to_owned(), value);
+        }
+        losses.retain(|_, value| *value != 0);
+        counts.retain(|_, value| *value != 0);
+        self.defects.append(&mut self.code.defects);
+        Ok(Recording {
+            beamscope: env!("CARGO_PKG_VERSION").to_owned(),
+            node: self.target.node().clone(),
+            interval: Interval {
+                start_unix: self.start_unix,
+                seconds,
+                mode: Mode::Exact,
+                sample_interval_bytes: self.options.sample_interval,
+                ended,
+            },
+            snapshots: self.snapshots,
+            mappings: self.code.mappings,
+            sites,
+            carriers,
+            losses,
+            counts,
+            notes: self.plan.notes,
+            defects: self.defects,
+        })
+    }
+
+    /// Takes in what is left in the ring buffers: nothing more comes in.
+    fn drain(&mut self) {
+        while self.poll() {}
+    }
+
+    fn site(&self, totals: SiteTotals) -> anyhow::Result<Site> {
+        let raw = self.stacks.get(totals.stack).context("a site has no stack")?;
+        Ok(Site {
+            stack: self.code.name(raw, self.leaf(totals.function)),
+            threads: totals.threads,
+            allocated_bytes: totals.totals.allocated_bytes,
+            allocated_blocks: totals.totals.allocated_blocks,
+            freed_bytes: totals.totals.freed_bytes,
+            freed_blocks: totals.totals.freed_blocks,
+            outstanding: totals.outstanding,
+            survivors: totals.survivors,
+            exact: totals.exact,
+        })
+    }
+
+    /// The frame of the allocation function itself. The walk begins at its caller, so only its name is known.
+    fn leaf(&self, function: Function) -> Frame {
+        let provider = self
+            .allocators
+            .iter()
+            .find(|allocator| allocator.functions.iter().any(|located| located.function == function));
+        Frame {
+            address: Address(0),
+            kind: FrameKind::Native,
+            module: provider.map(|allocator| allocator.name.clone()),
+            function: Some(function.name().to_owned()),
+            offset: None,
+            file: None,
+            line: None,
+            inlined: false,
+        }
+    }
+
+    /// The VM's carriers that lie in the largest blocks of a site.
+    fn carriers(&self, totals: &SiteTotals, site: usize) -> Vec<CarrierSeen> {
+        let mut seen = HashSet::new();
+        totals
+            .largest
+            .iter()
+            .filter(|(address, size)| *size >= SMALLEST_CARRIER && seen.insert(*address))
+            .filter_map(|(address, size)| carrier::find(Address(*address), *size, self.target.memory()))
+            .map(|found| CarrierSeen { site, allocator: found.allocator, bytes: found.bytes })
+            .collect()
+    }
+}
+
+/// What is known of the stack of a site that no sample has shown: who called.
+fn caller_only(key: &SiteKey) -> RawStack {
+    let caller = (key.caller != 0).then_some(Address(key.caller));
+    RawStack { addresses: caller.into_iter().collect(), leaf_is_return: true, end: StackEnd::Missing }
+}
+
+/// A counter's name in recordings, and whether it counts something lost.
+fn describe(counter: Counter) -> (&'static str, bool) {
+    match counter {
+        Counter::FailedAllocations => ("failed_allocations", false),
+        Counter::UnknownFrees => ("unknown_frees", false),
+        Counter::AllocatorMappings => ("allocator_mappings", false),
+        Counter::LiveTableFull => ("live_table_full", true),
+        Counter::LiveTableFullBytes => ("live_table_full_bytes", true),
+        Counter::SiteTableFull => ("site_table_full", true),
+        Counter::CallTableFull => ("call_table_full", true),
+        Counter::UnmatchedReturns => ("unmatched_returns", true),
+        Counter::AbandonedCalls => ("abandoned_calls", true),
+        Counter::MissedFrees => ("missed_frees", true),
+        Counter::FailedReads => ("failed_reads", true),
+        Counter::LostSamples => ("lost_samples", true),
+        Counter::LostMappings => ("lost_mappings", true),
+        Counter::MappingCallTableFull => ("mapping_call_table_full", true),
+    }
+}

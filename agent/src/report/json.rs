@@ -1,0 +1,192 @@
+//! The report as JSON, `beamscope.report/1`.
+//!
+//! Keys are stable and all present; what this version does not find out is `null` or an empty list. Every site has a
+//! `class` beside its `kind`: a site of kind `native` was seen at the allocation functions, and its class says whether
+//! the memory is native code's or, for want of a stack, of unknown owner.
+
+use serde_json::{Value, json};
+
+use super::{RankedSite, Report, Total};
+use crate::{
+    attribute::Class,
+    report::label,
+    stack::{Frame, FrameKind},
+};
+
+/// Name and version of the schema.
+pub const SCHEMA: &str = "beamscope.report/1";
+
+/// Renders the report, with the first `top` sites or all of them.
+pub fn render(report: &Report<'_>, top: Option<usize>) -> String {
+    let recording = report.recording;
+    let node = &recording.node;
+    let interval = &recording.interval;
+    let sites: Vec<_> = report.sites.iter().take(top.unwrap_or(usize::MAX)).map(site).collect();
+    let json = json!({
+        "schema": SCHEMA,
+        "beamscope": recording.beamscope,
+        "node": {
+            "pid": node.pid,
+            "name": node.name,
+            "otp_release": node.otp_release,
+            "erts_version": node.erts_version,
+            "emulator": node.emulator,
+            "arch": node.arch,
+            "libc": node.libc,
+            "kernel": node.kernel,
+            "container": node.container,
+        },
+        "interval": {
+            "start_unix": interval.start_unix,
+            "seconds": interval.seconds,
+            "snapshots": recording.snapshots.len(),
+            "mode": interval.mode,
+            "ended": interval.ended,
+        },
+        "rss": rss(report),
+        "allocators": [],
+        "libc": null,
+        "tags": [],
+        "totals": { "native": total(&report.native), "vm": total(&report.vm), "unknown": total(&report.unknown) },
+        "sites_found": report.sites.len(),
+        "sites": sites,
+        "verdicts": [],
+        "losses": recording.losses,
+        "counts": recording.counts,
+        "cost": { "node_cpu_share": null, "events_per_s": report.calls_per_second(), "budget": null },
+        "notes": recording.notes,
+        "defects": recording.defects,
+    });
+    format!("{json:#}\n")
+}
+
+fn rss(report: &Report<'_>) -> Value {
+    let Some(rss) = report.rss else {
+        let none = Value::Null;
+        return json!({
+            "total": none, "pss": none, "anon": none, "file": none, "shmem": none, "swap": none, "lazy_free": none,
+            "start_total": none, "growth_per_s": none, "owners": [], "unattributed": none,
+        });
+    };
+    json!({
+        "total": rss.end.rss,
+        "pss": rss.end.pss,
+        "anon": rss.end.anon,
+        "file": rss.end.file,
+        "shmem": rss.end.shmem,
+        "swap": rss.end.swap,
+        "lazy_free": rss.end.lazy_free,
+        "start_total": rss.start.rss,
+        "growth_per_s": rss.growth_per_second,
+        "owners": [],
+        "unattributed": null,
+    })
+}
+
+fn total(total: &Total) -> Value {
+    let Total { sites, outstanding_bytes, outstanding_blocks, allocated_bytes, freed_bytes, growth_per_second } = total;
+    json!({
+        "sites": sites,
+        "outstanding_bytes": outstanding_bytes,
+        "outstanding_blocks": outstanding_blocks,
+        "allocated_bytes": allocated_bytes,
+        "freed_bytes": freed_bytes,
+        "growth_per_s": growth_per_second,
+    })
+}
+
+fn site(ranked: &RankedSite<'_>) -> Value {
+    let RankedSite { site, attribution, growth_per_second } = ranked;
+    let (kind, class, library) = match &attribution.class {
+        Class::Native { library } => ("native", "native", Some(library)),
+        Class::Vm => ("carrier", "vm", None),
+        Class::Unknown => ("native", "unknown", None),
+    };
+    let frames = &site.stack.frames;
+    let responsible = attribution.responsible.and_then(|index| frames.get(index));
+    let erlang = frames.iter().find(|frame| frame.kind == FrameKind::Erlang);
+    json!({
+        "kind": kind,
+        "class": class,
+        "outstanding_bytes": site.outstanding_bytes(),
+        "outstanding_blocks": site.outstanding_blocks(),
+        "allocated_bytes": site.allocated_bytes,
+        "freed_bytes": site.freed_bytes,
+        "growth_per_s": growth_per_second,
+        "oldest_s": site.survivors.oldest_seconds,
+        "survivors_by_quarter": site.survivors.bytes,
+        "exact": site.exact,
+        "library": library,
+        "via": attribution.via,
+        "function": responsible.map(label::function),
+        "mfa": erlang.map(label::function),
+        "thread": site.threads.first(),
+        "threads": site.threads,
+        "stack_end": site.stack.end,
+        "stack": frames.iter().map(frame).collect::<Vec<_>>(),
+    })
+}
+
+fn frame(frame: &Frame) -> Value {
+    let Frame { address: _, kind, module, function, offset, file, line, inlined } = frame;
+    json!({
+        "kind": kind,
+        "module": module,
+        "function": function,
+        "offset": offset,
+        "file": file,
+        "line": line,
+        "inlined": inlined,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::{recording::Recording, sample};
+
+    fn keys(value: &Value) -> BTreeSet<&str> {
+        value.as_object().expect("an object").keys().map(String::as_str).collect()
+    }
+
+    #[test]
+    fn all_keys_of_the_schema_are_there() {
+        let schema = [
+            ("", "schema node interval rss allocators libc tags sites verdicts losses cost defects"),
+            ("/node", "pid name otp_release erts_version emulator arch libc kernel container"),
+            ("/interval", "start_unix seconds snapshots mode"),
+            ("/rss", "total pss anon file shmem swap owners unattributed"),
+            (
+                "/sites/0",
+                "kind outstanding_bytes outstanding_blocks allocated_bytes freed_bytes growth_per_s oldest_s library \
+                 mfa thread stack",
+            ),
+            ("/sites/0/stack/0", "kind module function offset file line"),
+            ("/cost", "node_cpu_share events_per_s budget"),
+        ];
+        let full = sample::recording();
+        let bare = Recording { snapshots: Vec::new(), ..sample::recording() };
+        for recording in [full, bare] {
+            let json: Value = serde_json::from_str(&render(&Report::new(&recording), None)).expect("is JSON");
+            for (at, expected) in schema {
+                let found = keys(json.pointer(at).unwrap_or_else(|| panic!("{at} is missing")));
+                for key in expected.split_whitespace() {
+                    assert!(found.contains(key), "{at}/{key} is missing");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn stacks_run_from_the_leaf() {
+        let recording = sample::recording();
+        let json: Value = serde_json::from_str(&render(&Report::new(&recording), Some(1))).expect("is JSON");
+        assert_eq!(json["sites"].as_array().map(Vec::len), Some(1));
+        assert_eq!(json["sites_found"], recording.sites.len());
+        assert_eq!(json["sites"][0]["stack"][0]["function"], "malloc");
+        assert_eq!(json["sites"][0]["function"], "keep");
+        assert_eq!(json["sites"][0]["library"], "leaky.so");
+    }
+}

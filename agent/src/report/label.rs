@@ -1,0 +1,87 @@
+//! What is a frame called in a table, a stack and a flame graph?
+
+use crate::stack::{Frame, FrameKind};
+
+/// What code that the VM made at run time is called as long as it has no name.
+pub const JIT: &str = "Erlang code [JIT]";
+
+/// The frame's function; without one, its place in its file; without a file, its address.
+pub fn function(frame: &Frame) -> String {
+    let module = frame.module.as_deref();
+    let name = match (frame.kind, frame.function.as_deref().filter(|name| !name.is_empty()), module) {
+        (FrameKind::Erlang, Some(function), Some(module)) => format!("{module}:{function}"),
+        (_, Some(function), _) => function.to_owned(),
+        (FrameKind::Jit, None, _) => JIT.to_owned(),
+        (_, None, Some(module)) => format!("{module}+{:#x}", frame.offset.unwrap_or(0)),
+        (_, None, None) => frame.address.to_string(),
+    };
+    clean(&name)
+}
+
+/// The frame's function and its file: `leak_nif [leaky.so]`, `leaky.so+0x1234`.
+pub fn function_and_module(frame: &Frame) -> String {
+    match (frame.kind, &frame.function, &frame.module) {
+        (FrameKind::Native, Some(_), Some(module)) => format!("{} [{}]", function(frame), clean(module)),
+        _ => function(frame),
+    }
+}
+
+/// Source file and line: `leaky.c:42`, the folders left out.
+pub fn place(frame: &Frame) -> Option<String> {
+    let file = frame.file.as_deref()?;
+    let name = clean(file.rsplit('/').next().unwrap_or(file));
+    Some(frame.line.map_or_else(|| name.clone(), |line| format!("{name}:{line}")))
+}
+
+/// `text` without what a terminal or a browser would obey: control characters, and those that change the direction.
+///
+/// The names come from the node and the files that it has loaded, so anybody may have chosen them.
+pub fn clean(text: &str) -> String {
+    let obeyed = |letter: char| {
+        letter.is_control()
+            || matches!(letter, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    // U+FFFE and U+FFFF are not allowed in XML.
+    let forbidden = |letter: char| matches!(letter, '\u{fffe}' | '\u{ffff}');
+    text.replace(|letter: char| obeyed(letter) || forbidden(letter), "\u{fffd}")
+}
+
+/// The first `width` letters of `text`, with a mark where some are left out.
+pub fn shorten(text: &str, width: usize) -> String {
+    if text.chars().count() <= width {
+        return text.to_owned();
+    }
+    text.chars().take(width.saturating_sub(1)).chain(['…']).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{mapping::Address, sample};
+
+    #[test]
+    fn names_what_it_can() {
+        let named = sample::frame("leaky.so", "leak", Some(("/src/leaky.c", 7)));
+        assert_eq!(function_and_module(&named), "leak [leaky.so]");
+        assert_eq!(place(&named).as_deref(), Some("leaky.c:7"));
+        assert_eq!(function_and_module(&sample::stripped("leaky.so", 0x123)), "leaky.so+0x123");
+        assert_eq!(function_and_module(&sample::jit()), JIT);
+        let unknown = Frame { kind: FrameKind::Unknown, address: Address(0x10), ..sample::jit() };
+        assert_eq!(function(&unknown), "0x10");
+        let erlang = Frame { kind: FrameKind::Erlang, ..sample::frame("shop", "add/2", None) };
+        assert_eq!(function_and_module(&erlang), "shop:add/2");
+    }
+
+    #[test]
+    fn takes_the_teeth_out_of_names() {
+        assert_eq!(clean("a\x1b[31m\n\u{202e}b\u{85}"), "a\u{fffd}[31m\u{fffd}\u{fffd}b\u{fffd}");
+        assert_eq!(clean("größe::<T>"), "größe::<T>");
+    }
+
+    #[test]
+    fn shortens_by_letters() {
+        assert_eq!(shorten("größe", 5), "größe");
+        assert_eq!(shorten("größer", 5), "größ…");
+        assert_eq!(shorten("ab", 0), "…");
+    }
+}

@@ -1,0 +1,410 @@
+//! The report as text, for a terminal of 100 columns.
+//!
+//! Headings are styled with ANSI sequences; who writes the text takes them out where they are not wanted.
+
+use std::fmt::{self, Write as _};
+
+use anstyle::Style;
+use comfy_table::{CellAlignment, Table, presets};
+
+use super::{
+    RankedSite, Report, Total, label, loss,
+    unit::{self, Units},
+};
+use crate::{
+    attribute::{Class, Evidence},
+    recording::{Emulator, Ended, Interval, Mode, Node},
+    stack::{FrameKind, StackEnd},
+};
+
+const HEADING: Style = Style::new().bold();
+
+/// Letters in a line of running text.
+const WIDTH: usize = 96;
+/// Sites whose stack is written out.
+const STACKS: usize = 3;
+/// Sites of the VM in their table at most; there the sum counts more than the places.
+const VM_SITES: usize = 5;
+/// Widths of columns with names.
+const LIBRARY: usize = 16;
+const FUNCTION: usize = 22;
+const THREAD: usize = 14;
+
+/// What of a report is shown, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Rows of a table at most.
+    pub top: usize,
+    /// How bytes are written.
+    pub units: Units,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { top: 10, units: Units::Iec }
+    }
+}
+
+/// Renders the report.
+pub fn render(report: &Report<'_>, options: Options) -> String {
+    let mut text = String::new();
+    #[expect(clippy::expect_used, reason = "writing to a String fails only where a Display of ours does")]
+    Text { report, options, out: &mut text }.write().expect("a String takes everything");
+    text
+}
+
+struct Text<'a> {
+    report: &'a Report<'a>,
+    options: Options,
+    out: &'a mut String,
+}
+
+impl Text<'_> {
+    fn write(&mut self) -> fmt::Result {
+        self.header()?;
+        self.totals()?;
+        let sites = &self.report.sites;
+        let (vm, others): (Vec<_>, Vec<_>) = sites.iter().partition(|ranked| ranked.attribution.class == Class::Vm);
+        self.native_table(&others)?;
+        for (rank, ranked) in (1..).zip(others.iter().take(STACKS.min(self.options.top))) {
+            if ranked.site.outstanding_bytes() > 0 {
+                self.stack(rank, ranked)?;
+            }
+        }
+        self.vm_table(&vm)?;
+        self.losses()?;
+        self.remarks()
+    }
+
+    fn heading(&mut self, heading: &str) -> fmt::Result {
+        writeln!(self.out, "\n{HEADING}{heading}{HEADING:#}")
+    }
+
+    fn field(&mut self, name: &str, value: &str) -> fmt::Result {
+        writeln!(self.out, "{name:<10} {value}")
+    }
+
+    fn header(&mut self) -> fmt::Result {
+        let recording = self.report.recording;
+        writeln!(self.out, "{HEADING}Memory of {}{HEADING:#}", node_name(&recording.node))?;
+        self.field("node", &node_facts(&recording.node))?;
+        self.field("recorded", &interval_facts(&recording.interval, &recording.beamscope))?;
+        let Some(rss) = self.report.rss else {
+            return self.field("RSS", "not known: no snapshot was taken");
+        };
+        let units = self.options.units;
+        let growth = rss.growth_per_second.map(|rate| format!(", {}", units.rate(rate))).unwrap_or_default();
+        let (start, end) = (units.bytes(rss.start.rss), units.bytes(rss.end.rss));
+        self.field("RSS", &format!("{start} -> {end}  ({}{growth})", units.change(rss.start.rss, rss.end.rss)))?;
+        let parts = [
+            ("anonymous", rss.end.anon),
+            ("files", rss.end.file),
+            ("shared", rss.end.shmem),
+            ("lazily freed", rss.end.lazy_free),
+            ("swapped", rss.end.swap),
+        ];
+        let parts = parts.iter().filter(|(_, bytes)| *bytes > 0);
+        let parts: Vec<_> = parts.map(|(name, bytes)| format!("{name} {}", units.bytes(*bytes))).collect();
+        self.field("", &format!("at the end: {}", parts.join(", ")))
+    }
+
+    fn totals(&mut self) -> fmt::Result {
+        self.heading("Allocated during the recording")?;
+        let mut table = table(&["", "outstanding", "blocks", "growth/s", "allocated", "temporary", "sites"], 1..7);
+        let Report { native, vm, unknown, .. } = self.report;
+        for (name, total) in [("native", native), ("VM", vm), ("unknown", unknown)] {
+            if total.sites > 0 || name != "unknown" {
+                table.add_row(self.total_row(name, total));
+            }
+        }
+        self.table(&table)?;
+        writeln!(self.out, "outstanding: not freed by the end; temporary: freed before it")
+    }
+
+    fn total_row(&self, name: &str, total: &Total) -> Vec<String> {
+        let units = self.options.units;
+        vec![
+            name.to_owned(),
+            units.bytes(total.outstanding_bytes),
+            unit::count(total.outstanding_blocks),
+            growth(units, total.growth_per_second),
+            units.bytes(total.allocated_bytes),
+            units.bytes(total.freed_bytes),
+            total.sites.to_string(),
+        ]
+    }
+
+    fn native_table(&mut self, sites: &[&RankedSite<'_>]) -> fmt::Result {
+        let shown = sites.len().min(self.options.top);
+        self.heading(&format!("Native memory by site{}", of(shown, sites.len())))?;
+        if sites.is_empty() {
+            return writeln!(self.out, "none was asked for");
+        }
+        let header = ["#", "outstanding", "blocks", "growth/s", "oldest", "library", "function", "thread"];
+        let mut table = table(&header, 0..5);
+        for (rank, ranked) in (1..).zip(sites.iter().take(shown)) {
+            let library = match &ranked.attribution.class {
+                Class::Native { library } => library,
+                Class::Vm | Class::Unknown => "?",
+            };
+            table.add_row(self.site_row(rank, ranked, library));
+        }
+        self.table(&table)
+    }
+
+    fn vm_table(&mut self, sites: &[&RankedSite<'_>]) -> fmt::Result {
+        if sites.is_empty() {
+            return Ok(());
+        }
+        let shown = sites.len().min(self.options.top).min(VM_SITES);
+        self.heading(&format!("Memory that the VM asked for{}", of(shown, sites.len())))?;
+        let header = ["#", "outstanding", "blocks", "growth/s", "oldest", "carriers of", "function", "thread"];
+        let mut table = table(&header, 0..5);
+        for (rank, ranked) in (1..).zip(sites.iter().take(shown)) {
+            let carriers = ranked.attribution.evidence.iter().find_map(|evidence| match evidence {
+                Evidence::Carriers { allocators, .. } => Some(first_of(allocators, LIBRARY)),
+                _ => None,
+            });
+            table.add_row(self.site_row(rank, ranked, carriers.as_deref().unwrap_or("none seen")));
+        }
+        self.table(&table)?;
+        writeln!(self.out, "Carriers hold Erlang terms and tables; they are no leak of native code.")
+    }
+
+    fn site_row(&self, rank: usize, ranked: &RankedSite<'_>, owner: &str) -> Vec<String> {
+        let units = self.options.units;
+        let site = ranked.site;
+        let function = responsible(ranked).unwrap_or_else(|| "(no stack)".into());
+        vec![
+            rank.to_string(),
+            units.bytes(site.outstanding_bytes()),
+            unit::count(site.outstanding_blocks()),
+            growth(units, ranked.growth_per_second),
+            if site.outstanding_bytes() == 0 { "-".into() } else { unit::seconds(site.survivors.oldest_seconds) },
+            label::shorten(&label::clean(owner), LIBRARY),
+            label::shorten(&function, FUNCTION),
+            first_of(&site.threads, THREAD),
+        ]
+    }
+
+    fn stack(&mut self, rank: usize, ranked: &RankedSite<'_>) -> fmt::Result {
+        let RankedSite { site, attribution, .. } = ranked;
+        let units = self.options.units;
+        let function = responsible(ranked).unwrap_or_else(|| "no stack".into());
+        self.heading(&format!("#{rank}  {}  {function}", units.bytes(site.outstanding_bytes())))?;
+        if let (Class::Native { library }, Some(via)) = (&attribution.class, &attribution.via) {
+            writeln!(self.out, "    {} is called by {}", label::clean(library), label::clean(via))?;
+        }
+        let exact = if site.exact { "" } else { "; divided among the site's stacks by samples" };
+        let (allocated, freed) = (units.bytes(site.allocated_bytes), units.bytes(site.freed_bytes));
+        writeln!(self.out, "    allocated {allocated}, freed {freed}{exact}")?;
+        let quarters = site.survivors.bytes.map(|bytes| units.bytes(bytes)).join(" | ");
+        writeln!(self.out, "    outstanding by quarter of the recording, oldest first: {quarters}")?;
+        for frame in &site.stack.frames {
+            let kind = if frame.kind == FrameKind::Unknown { " (in no mapping)" } else { "" };
+            let inlined = if frame.inlined { " (inlined)" } else { "" };
+            let place = label::place(frame).map(|place| format!("  {place}")).unwrap_or_default();
+            writeln!(self.out, "      {}{kind}{inlined}{place}", label::function_and_module(frame))?;
+        }
+        match end(site.stack.end) {
+            Some(end) => writeln!(self.out, "      ({end})"),
+            None => Ok(()),
+        }
+    }
+
+    fn losses(&mut self) -> fmt::Result {
+        self.heading("Losses")?;
+        let recording = self.report.recording;
+        if recording.losses.is_empty() {
+            writeln!(self.out, "no loss: every call was followed, and no event was dropped")?;
+        }
+        for (counter, number) in &recording.losses {
+            let (number, counter) = (unit::count(*number), label::clean(counter));
+            writeln!(self.out, "{number:>14}  {counter}")?;
+            self.wrapped(&" ".repeat(16), "", loss::effect(&counter))?;
+        }
+        Ok(())
+    }
+
+    fn remarks(&mut self) -> fmt::Result {
+        let recording = self.report.recording;
+        if !recording.counts.is_empty() {
+            self.heading("Counts")?;
+        }
+        for (counter, number) in &recording.counts {
+            let (number, counter) = (unit::count(*number), label::clean(counter));
+            let meaning = loss::meaning(&counter).unwrap_or(&counter);
+            let rate = match self.report.calls_per_second() {
+                Some(rate) if counter == "calls" => format!(", {rate:.0} per second"),
+                _ => String::new(),
+            };
+            writeln!(self.out, "{number:>14}  {meaning}{rate}")?;
+        }
+        for (heading, sentences) in [("Notes", &recording.notes), ("Defects", &recording.defects)] {
+            if !sentences.is_empty() {
+                self.heading(heading)?;
+            }
+            for sentence in sentences {
+                self.wrapped("  ", "- ", &label::clean(sentence))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// `text` in lines of [`WIDTH`] letters, after `indent`, with `mark` before the first.
+    fn wrapped(&mut self, indent: &str, mark: &str, text: &str) -> fmt::Result {
+        let mut line = format!("{}{mark}", indent.get(mark.len()..).unwrap_or_default());
+        let mut empty = true;
+        for word in text.split_whitespace() {
+            let length = line.chars().count().saturating_add(word.chars().count());
+            if !empty && length >= WIDTH {
+                writeln!(self.out, "{}", line.trim_end())?;
+                indent.clone_into(&mut line);
+            }
+            line.push_str(word);
+            line.push(' ');
+            empty = false;
+        }
+        writeln!(self.out, "{}", line.trim_end())
+    }
+
+    fn table(&mut self, table: &Table) -> fmt::Result {
+        for line in table.lines() {
+            writeln!(self.out, "{}", line.trim_end())?;
+        }
+        Ok(())
+    }
+}
+
+fn table(header: &[&str], right: std::ops::Range<usize>) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(header.iter().copied());
+    for (index, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, 2));
+        if right.contains(&index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+fn of(shown: usize, all: usize) -> String {
+    if shown < all { format!(", the first {shown} of {all}") } else { String::new() }
+}
+
+fn growth(units: Units, rate: Option<f64>) -> String {
+    rate.map_or_else(|| "-".into(), |rate| units.rate(rate))
+}
+
+fn responsible(ranked: &RankedSite<'_>) -> Option<String> {
+    Some(label::function(ranked.site.stack.frames.get(ranked.attribution.responsible?)?))
+}
+
+/// The first of `names`, and how many more there are.
+fn first_of(names: &[String], width: usize) -> String {
+    let first = names.first().map(|name| label::clean(name)).unwrap_or_default();
+    match names.len().saturating_sub(1) {
+        0 => label::shorten(&first, width),
+        more => {
+            let more = format!(" +{more}");
+            format!("{}{more}", label::shorten(&first, width.saturating_sub(more.len())))
+        }
+    }
+}
+
+pub(super) fn node_name(node: &Node) -> String {
+    node.name.as_ref().map_or_else(|| format!("process {}", node.pid), |name| label::clean(name))
+}
+
+fn node_facts(node: &Node) -> String {
+    let emulator = match node.emulator {
+        Some(Emulator::Jit) => "JIT",
+        Some(Emulator::Emu) => "interpreter",
+        None => "emulator not known",
+    };
+    let otp = node.otp_release.as_ref().map_or_else(|| "OTP release not known".into(), |otp| format!("OTP {otp}"));
+    let erts = node.erts_version.as_ref().map(|erts| format!(" (ERTS {erts})")).unwrap_or_default();
+    let libc = node.libc.as_ref().map(|libc| format!(", {libc}")).unwrap_or_default();
+    let container = node.container.as_ref().map(|id| format!(", container {id}")).unwrap_or_default();
+    let Node { pid, arch, kernel, .. } = node;
+    label::clean(&format!("pid {pid}, {otp}{erts}, {emulator}, {arch}{libc}, Linux {kernel}{container}"))
+}
+
+fn interval_facts(interval: &Interval, beamscope: &str) -> String {
+    let Mode::Exact = interval.mode;
+    let ended = match interval.ended {
+        Ended::Duration => "to its end",
+        Ended::Interrupted => "stopped by the user",
+        Ended::NodeExited => "until the node exited",
+    };
+    let (start, span) = (unit::moment(interval.start_unix), unit::seconds(interval.seconds));
+    label::clean(&format!("{start} for {span}, {ended}; mode exact, beamscope {beamscope}"))
+}
+
+fn end(end: StackEnd) -> Option<&'static str> {
+    match end {
+        StackEnd::Root | StackEnd::Jit => None,
+        StackEnd::Truncated => Some("cut: more stack than was captured"),
+        StackEnd::NoUnwindInformation => Some("cut: code without unwind information"),
+        StackEnd::Missing => Some("no stack was captured"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{recording::Recording, sample};
+
+    fn plain(recording: &Recording, options: Options) -> String {
+        anstream::adapter::strip_str(&render(&Report::new(recording), options)).to_string()
+    }
+
+    #[test]
+    fn fits_a_terminal() {
+        let mut recording = sample::recording();
+        recording.notes.push("one word after the other ".repeat(20));
+        for line in plain(&recording, Options::default()).lines() {
+            assert!(line.chars().count() <= 100, "{} columns: {line}", line.chars().count());
+        }
+    }
+
+    #[test]
+    fn says_that_nothing_was_lost() {
+        let recording = Recording { losses: [].into(), ..sample::recording() };
+        assert!(plain(&recording, Options::default()).contains("no loss"));
+        assert!(!plain(&sample::recording(), Options::default()).contains("no loss"));
+    }
+
+    #[test]
+    fn exact_bytes_are_exact() {
+        let text = plain(&sample::recording(), Options { units: Units::Exact, ..Options::default() });
+        assert!(text.contains("536870912"), "{text}");
+        assert!(!text.contains("MiB"), "{text}");
+    }
+
+    #[test]
+    fn top_limits_the_rows() {
+        let text = plain(&sample::recording(), Options { top: 1, ..Options::default() });
+        assert!(text.contains("the first 1 of 5"), "{text}");
+        assert!(!text.contains("libcrypto.so.3 is called"), "{text}");
+    }
+
+    #[test]
+    fn names_from_the_node_cannot_steer_the_terminal() {
+        let mut recording = sample::recording();
+        let evil = "\x1b]0;title\x07\x1b[2J\n".to_owned();
+        recording.node.name = Some(evil.clone());
+        recording.notes.push(evil.clone());
+        recording.losses.insert(evil.clone(), 1);
+        for site in &mut recording.sites {
+            site.threads = vec![evil.clone()];
+            for frame in &mut site.stack.frames {
+                (frame.function, frame.module, frame.file) =
+                    (Some(evil.clone()), Some(evil.clone()), Some(evil.clone()));
+            }
+        }
+        let text = render(&Report::new(&recording), Options::default());
+        let ours = text.replace(&format!("{HEADING}"), "").replace(&format!("{HEADING:#}"), "");
+        assert!(!ours.contains(['\x1b', '\x07']), "{ours}");
+    }
+}

@@ -1,0 +1,202 @@
+//! Which return addresses lie on a captured stack: walks it by the unwind tables of the modules, without frame pointers.
+
+use std::{fmt, ops::Range};
+
+use beamscope_probe::SampleHeader;
+use framehop::{
+    CacheNative, Error, ExplicitModuleSectionInfo, FrameAddress, MayAllocateDuringUnwind, Module, UnwindRegsNative,
+    Unwinder as _, UnwinderNative,
+};
+
+use super::StackEnd;
+use crate::{
+    ledger::RawStack,
+    mapping::{Address, Mappings},
+    target::sections::{Section, SectionBytes, UnwindSections},
+};
+
+/// Frames that are walked at most. Deeper stacks are recursions, whose end is at the leaf.
+const MAXIMUM_FRAMES: usize = 128;
+
+/// Walks the stacks of one process.
+pub struct Unwinder {
+    unwinder: UnwinderNative<SectionBytes, MayAllocateDuringUnwind>,
+    cache: CacheNative<MayAllocateDuringUnwind>,
+    modules: Vec<Range<u64>>,
+    mappings: Mappings,
+}
+
+impl fmt::Debug for Unwinder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Unwinder({} modules)", self.modules.len())
+    }
+}
+
+impl Default for Unwinder {
+    fn default() -> Self {
+        Self {
+            unwinder: UnwinderNative::new(),
+            cache: CacheNative::new(),
+            modules: Vec::new(),
+            mappings: Mappings::default(),
+        }
+    }
+}
+
+impl Unwinder {
+    /// Adds a file's code that is mapped at `code`; addresses in memory are `bias` above those that the file states.
+    /// A module that was there before and has been unmapped meanwhile is replaced.
+    pub fn add_module(&mut self, name: String, code: Range<u64>, bias: u64, tables: UnwindSections) {
+        let replaced: Vec<Range<u64>> =
+            self.modules.extract_if(.., |old| old.start < code.end && code.start < old.end).collect();
+        for old in replaced {
+            self.unwinder.remove_module(old.start);
+        }
+        let UnwindSections { eh_frame, eh_frame_hdr, debug_frame, text, plt: _, got } = tables;
+        let (eh_frame_svma, eh_frame) = split(eh_frame);
+        let (eh_frame_hdr_svma, eh_frame_hdr) = split(eh_frame_hdr);
+        let (_, debug_frame) = split(debug_frame);
+        let (text_svma, text) = split(text);
+        let sections = ExplicitModuleSectionInfo {
+            eh_frame_svma,
+            eh_frame,
+            eh_frame_hdr_svma,
+            eh_frame_hdr,
+            debug_frame,
+            text_svma,
+            text,
+            got_svma: got.map(|got| got.addresses),
+            ..ExplicitModuleSectionInfo::default()
+        };
+        self.modules.push(code.clone());
+        self.unwinder.add_module(Module::new(name, code, bias, sections));
+    }
+
+    /// Sets the mappings by which code is told from other addresses.
+    pub fn set_mappings(&mut self, mappings: Mappings) {
+        self.mappings = mappings;
+    }
+
+    /// Whether `code` has been added.
+    pub fn knows(&self, code: &Range<u64>) -> bool {
+        self.modules.contains(code)
+    }
+
+    /// Whether `address` lies in no mapping that is known: the mappings are out of date then.
+    pub fn is_unmapped(&self, address: u64) -> bool {
+        self.mappings.find(Address(address)).is_none()
+    }
+
+    /// Walks the stack of a sample; `image` is what was captured of it, from the page of the stack pointer on. Also says
+    /// the address at which the walk ended because no code is known there.
+    pub fn unwind(&mut self, header: &SampleHeader, image: &[u8], leaf_is_return: bool) -> (RawStack, Option<u64>) {
+        let captured = usize::try_from(header.captured).unwrap_or(0).min(image.len());
+        let image = image.get(..captured).unwrap_or_default();
+        let mut stack = RawStack { addresses: Vec::new(), leaf_is_return, end: StackEnd::NoUnwindInformation };
+        let mut truncated = false;
+        let mut read = |address: u64| {
+            let word = stack_word(image, header.stack_pointer, address);
+            truncated |= word.is_none();
+            word.ok_or(())
+        };
+        let Some(mut address) = frame_address(header.instruction_pointer, leaf_is_return) else {
+            return (stack, None);
+        };
+        let mut left_at = None;
+        let mut registers = registers(header);
+        loop {
+            let pc = address.address();
+            let lookup = address.address_for_lookup();
+            let Some(mapping) = self.mappings.find(Address(lookup)).filter(|mapping| mapping.permissions.execute) else {
+                left_at = Some(lookup);
+                break;
+            };
+            stack.addresses.push(Address(pc));
+            if mapping.is_jit() {
+                stack.end = StackEnd::Jit;
+                break;
+            }
+            if stack.addresses.len() >= MAXIMUM_FRAMES {
+                stack.end = StackEnd::Truncated;
+                break;
+            }
+            match self.unwinder.unwind_frame(address, &mut registers, &mut self.cache, &mut read) {
+                Ok(Some(caller)) => match frame_address(caller, true) {
+                    Some(next) => address = next,
+                    None => break,
+                },
+                Ok(None) | Err(Error::ReturnAddressIsNull) => {
+                    stack.end = StackEnd::Root;
+                    break;
+                }
+                Err(_) => break,
+            }
+        }
+        if stack.end == StackEnd::NoUnwindInformation && truncated {
+            stack.end = StackEnd::Truncated;
+        }
+        (stack, left_at)
+    }
+}
+
+fn split(section: Option<Section>) -> (Option<Range<u64>>, Option<SectionBytes>) {
+    section.map(|Section { addresses, bytes }| (addresses, bytes)).unzip()
+}
+
+fn frame_address(address: u64, is_return: bool) -> Option<FrameAddress> {
+    if is_return {
+        FrameAddress::from_return_address(address)
+    } else {
+        Some(FrameAddress::from_instruction_pointer(address))
+    }
+}
+
+/// The word at `address` in an image that begins at the page of `stack_pointer` and is filled in from that on.
+fn stack_word(image: &[u8], stack_pointer: u64, address: u64) -> Option<u64> {
+    /// The probe reads in chunks of this many bytes, whatever the size of a page.
+    const CHUNK: u64 = 4096;
+    if address < stack_pointer {
+        return None;
+    }
+    let begin = stack_pointer - stack_pointer % CHUNK;
+    let offset = usize::try_from(address - begin).ok()?;
+    let word = image.get(offset..)?.first_chunk::<8>()?;
+    Some(u64::from_le_bytes(*word))
+}
+
+#[cfg(target_arch = "x86_64")]
+fn registers(header: &SampleHeader) -> UnwindRegsNative {
+    UnwindRegsNative::new(header.instruction_pointer, header.stack_pointer, header.frame_pointer)
+}
+
+#[cfg(target_arch = "aarch64")]
+fn registers(header: &SampleHeader) -> UnwindRegsNative {
+    // Addresses have 48 bits in user space; what lies above them in a return address authenticates it.
+    let mask = framehop::aarch64::PtrAuthMask::from_max_known_address((1 << 48) - 1);
+    UnwindRegsNative::new_with_ptr_auth_mask(mask, header.link_register, header.stack_pointer, header.frame_pointer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_only_what_was_captured() {
+        let mut image = vec![0; 4096];
+        image[0x10..0x18].copy_from_slice(&7_u64.to_le_bytes());
+        assert_eq!(stack_word(&image, 0x7000_0010, 0x7000_0010), Some(7));
+        assert_eq!(stack_word(&image, 0x7000_0010, 0x7000_0008), None);
+        assert_eq!(stack_word(&image, 0x7000_0010, 0x7000_0ff8), Some(0));
+        assert_eq!(stack_word(&image, 0x7000_0010, 0x7000_0ff9), None);
+        assert_eq!(stack_word(&image, 0x7000_0010, u64::MAX), None);
+        assert_eq!(stack_word(&[], 0x7000_0010, 0x7000_0010), None);
+    }
+
+    #[test]
+    fn a_stack_outside_all_mappings_is_empty() {
+        let header = SampleHeader { instruction_pointer: 0x1234, captured: 4096, ..SampleHeader::default() };
+        let (stack, left_at) = Unwinder::default().unwind(&header, &[0; 4096], true);
+        assert_eq!((stack.addresses.as_slice(), stack.end), (&[][..], StackEnd::NoUnwindInformation));
+        assert_eq!(left_at, Some(0x1233));
+    }
+}

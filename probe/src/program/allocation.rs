@@ -1,0 +1,258 @@
+//! What a call of an allocation function means for the tables of live blocks and of sites.
+//!
+//! Only the outermost allocation function counts: `reallocarray` calls `realloc`, and musl's `realloc` calls `malloc`
+//! and `free`. Nested calls are told by the stack pointer, so that a call whose return never comes (a thread that was
+//! cancelled, a `longjmp`) blinds nobody.
+
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_probe_read_user, generated::bpf_ktime_get_ns};
+use beamscope_probe::{Block, Call, Counter, Function, Site, SiteKey};
+
+use super::{
+    maps::{CALLS, LIVE, SITES, add, count, count_by, recording},
+    registers::{RETURN_ADDRESS_BYTES, Registers},
+    sample,
+};
+
+const ANY: u64 = 0;
+const NOEXIST: u64 = 1;
+const EEXIST: i32 = -17;
+
+/// What an allocation function was asked for.
+pub(crate) struct Request {
+    pub(crate) function: Function,
+    /// Bytes.
+    pub(crate) size: u64,
+    /// As [`Call::argument`].
+    pub(crate) argument: u64,
+}
+
+/// The current thread's id in the initial pid namespace.
+#[inline(always)]
+pub(crate) fn thread() -> u32 {
+    bpf_get_current_pid_tgid() as u32
+}
+
+/// Whether the current thread is inside an allocation function.
+#[inline(always)]
+pub(crate) fn in_progress() -> bool {
+    // SAFETY: only the current thread writes its entry.
+    CALLS.get_ptr(thread()).is_some_and(|call| unsafe { (*call).function } != 0)
+}
+
+/// An allocation function begins.
+#[inline(always)]
+pub(crate) fn enter(registers: &Registers, request: &Request) {
+    let thread = thread();
+    let function = request.function as u32;
+    let mut fresh = Call {
+        stack_pointer: registers.stack_pointer,
+        size: request.size,
+        argument: request.argument,
+        replaced: Block::default(),
+        function,
+        reserved: 0,
+    };
+    let known = CALLS.get_ptr_mut(thread);
+    if let Some(call) = known {
+        // SAFETY: only the current thread writes its entry.
+        let (outer, outer_stack) = unsafe { ((*call).function, (*call).stack_pointer) };
+        if outer != 0 {
+            // The same stack pointer and another function: the outer one has left by a jump to this one.
+            let jumped = registers.stack_pointer == outer_stack && outer != function;
+            if registers.stack_pointer < outer_stack || jumped {
+                return;
+            }
+            if recording().is_some() {
+                count(Counter::AbandonedCalls);
+            }
+        }
+    }
+    let resizes = matches!(request.function, Function::Realloc | Function::Reallocarray);
+    if resizes && request.argument != 0 && recording().is_some() {
+        // Taken out before the allocator can give the address to another thread.
+        take(request.argument, &mut fresh.replaced);
+    }
+    if let Some(call) = known {
+        // SAFETY: only the current thread writes its entry.
+        unsafe { *call = fresh };
+    } else if CALLS.insert(thread, fresh, ANY).is_err() {
+        count(Counter::CallTableFull);
+    }
+}
+
+/// Some allocation function returns; `result` is its return value.
+#[inline(always)]
+pub(crate) fn leave(registers: &Registers, result: u64) {
+    let control = recording();
+    let Some(call) = CALLS.get_ptr_mut(thread()) else {
+        if control.is_some() {
+            count(Counter::UnmatchedReturns);
+        }
+        return;
+    };
+    // SAFETY: only the current thread writes its entry.
+    let call = unsafe { &mut *call };
+    let returned_to = call.stack_pointer.wrapping_add(RETURN_ADDRESS_BYTES);
+    if call.function == 0 {
+        // A function that was left by a jump returns a second time, at the same place.
+        if registers.stack_pointer != returned_to && control.is_some() {
+            count(Counter::UnmatchedReturns);
+        }
+        return;
+    }
+    if registers.stack_pointer < returned_to {
+        return;
+    }
+    let function = call.function;
+    call.function = 0;
+    let Some(control) = control else { return };
+    if registers.stack_pointer > returned_to {
+        count(Counter::AbandonedCalls);
+        count(Counter::UnmatchedReturns);
+        return;
+    }
+
+    let mut address = result;
+    if function == Function::PosixMemalign as u32 {
+        address = 0;
+        if result as u32 == 0 {
+            // SAFETY: the helper checks the address.
+            match unsafe { bpf_probe_read_user(call.argument as *const u64) } {
+                Ok(block) => address = block,
+                Err(_) => {
+                    count(Counter::FailedReads);
+                    return;
+                }
+            }
+        }
+    }
+    let replaces = call.replaced.site.function != 0;
+    if address == 0 {
+        if call.size == 0 {
+            // `realloc(address, 0)` has freed the block.
+            if replaces {
+                freed(&call.replaced);
+            }
+        } else {
+            count(Counter::FailedAllocations);
+            if replaces && LIVE.insert(call.argument, call.replaced, ANY).is_err() {
+                freed(&call.replaced);
+                count(Counter::LiveTableFull);
+                count_by(Counter::LiveTableFullBytes, call.replaced.size);
+            }
+        }
+        return;
+    }
+    if replaces {
+        freed(&call.replaced);
+    }
+    let mut key = SiteKey {
+        caller: registers.instruction_pointer,
+        stack_pointer: registers.stack_pointer,
+        function,
+        reserved: 0,
+    };
+    let Some(site) = find_site(&mut key) else { return };
+    let block = Block { size: call.size, allocated_at: now(), site: key };
+    if !track(address, &block) {
+        return;
+    }
+    // SAFETY: a map value, valid until the program ends.
+    let words = unsafe { (&raw mut (*site).allocated_bytes, &raw mut (*site).allocated_blocks) };
+    add(words.0, call.size);
+    add(words.1, 1);
+    sample::of_allocation(control, site, address, &block, registers);
+}
+
+/// `free` begins.
+#[inline(always)]
+pub(crate) fn free(address: u64) {
+    if address == 0 || recording().is_none() {
+        return;
+    }
+    let mut block = Block::default();
+    if take(address, &mut block) {
+        freed(&block);
+    } else if !in_progress() {
+        count(Counter::UnknownFrees);
+    }
+}
+
+/// Nanoseconds of `CLOCK_MONOTONIC`.
+#[inline(always)]
+pub(crate) fn now() -> u64 {
+    // SAFETY: the helper has no precondition.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+/// Takes the block at `address` out of the live blocks.
+#[inline(always)]
+fn take(address: u64, into: &mut Block) -> bool {
+    let Some(block) = LIVE.get_ptr(address) else { return false };
+    // SAFETY: a map value, valid until the program ends.
+    *into = unsafe { *block };
+    // Where two threads free the same block, only one of them removes it.
+    LIVE.remove(address).is_ok()
+}
+
+/// Enters a block; false where it could not be followed.
+#[inline(always)]
+fn track(address: u64, block: &Block) -> bool {
+    match LIVE.insert(address, block, NOEXIST) {
+        Ok(()) => return true,
+        Err(EEXIST) => {
+            let mut stale = Block::default();
+            if take(address, &mut stale) {
+                freed(&stale);
+                count(Counter::MissedFrees);
+            }
+            if LIVE.insert(address, block, ANY).is_ok() {
+                return true;
+            }
+        }
+        Err(_) => {}
+    }
+    count(Counter::LiveTableFull);
+    count_by(Counter::LiveTableFullBytes, block.size);
+    false
+}
+
+/// Counts a block as freed at the site where it was allocated.
+#[inline(always)]
+fn freed(block: &Block) {
+    if let Some(site) = SITES.get_ptr_mut(block.site) {
+        // SAFETY: a map value, valid until the program ends.
+        let words = unsafe { (&raw mut (*site).freed_bytes, &raw mut (*site).freed_blocks) };
+        add(words.0, block.size);
+        add(words.1, 1);
+    }
+}
+
+/// The site of `key`; where the table is full, a coarser one, to which `key` is changed.
+#[inline(always)]
+fn find_site(key: &mut SiteKey) -> Option<*mut Site> {
+    if let Some(site) = SITES.get_ptr_mut(*key) {
+        return Some(site);
+    }
+    if let Some(site) = new_site(key) {
+        return Some(site);
+    }
+    count(Counter::SiteTableFull);
+    key.stack_pointer = 0;
+    if let Some(site) = SITES.get_ptr_mut(*key) {
+        return Some(site);
+    }
+    // The agent has entered this one for each function.
+    key.caller = 0;
+    SITES.get_ptr_mut(*key)
+}
+
+#[inline(always)]
+fn new_site(key: &SiteKey) -> Option<*mut Site> {
+    let fresh = Site::default();
+    // Another thread can have been faster, which is as good.
+    match SITES.insert(*key, fresh, NOEXIST) {
+        Ok(()) | Err(EEXIST) => SITES.get_ptr_mut(*key),
+        Err(_) => None,
+    }
+}

@@ -1,0 +1,77 @@
+//! The tables, and the counters of what did not fit into them.
+//!
+//! Sizes that depend on the user's choice are set by the agent before loading (`map_max_entries`).
+
+use core::arch::asm;
+
+use aya_ebpf::{
+    macros::map,
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
+};
+use beamscope_probe::{Block, Call, Control, Counter, EXPONENTIAL_DRAWS, Site, SiteKey};
+
+use super::mapping::MappingRequest;
+
+/// One element, written by the agent.
+#[map]
+pub(crate) static CONTROL: Array<Control> = Array::with_max_entries(1, 0);
+/// By [`Counter`].
+#[map]
+pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::ALL.len() as u32, 0);
+/// Allocation functions in progress, by thread id. Entries stay and are used again; the kernel drops those of threads
+/// that are gone when it needs room.
+#[map]
+pub(crate) static CALLS: LruHashMap<u32, Call> = LruHashMap::with_max_entries(16_384, 0);
+/// Live blocks, by address.
+#[map]
+pub(crate) static LIVE: HashMap<u64, Block> = HashMap::with_max_entries(1 << 20, 0);
+/// What was allocated where.
+#[map]
+pub(crate) static SITES: HashMap<SiteKey, Site> = HashMap::with_max_entries(1 << 15, 0);
+/// Bytes until the next sample.
+#[map]
+pub(crate) static COUNTDOWN: PerCpuArray<i64> = PerCpuArray::with_max_entries(1, 0);
+/// Distances between samples, written by the agent.
+#[map]
+pub(crate) static EXPONENTIAL: Array<u64> = Array::with_max_entries(EXPONENTIAL_DRAWS, 0);
+/// Stack samples.
+#[map]
+pub(crate) static SAMPLES: RingBuf = RingBuf::with_byte_size(32 << 20, 0);
+/// Mapping events.
+#[map]
+pub(crate) static MAPPINGS: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
+/// Mapping calls in progress, by thread id.
+#[map]
+pub(crate) static MAPPING_CALLS: HashMap<u32, MappingRequest> = HashMap::with_max_entries(16_384, 0);
+
+/// `bpf_ringbuf_submit`: the agent polls, so that the node's thread need not wake it.
+pub(crate) const NO_WAKEUP: u64 = 1;
+
+/// Adds to a word that other processors write too.
+///
+/// `core`'s atomics need a compare-and-swap, which BPF has from Linux 5.12 on only; this is the older instruction.
+#[inline(always)]
+pub(crate) fn add(word: *mut u64, amount: u64) {
+    // SAFETY: the caller took the pointer out of a map value, where it is valid and aligned until the program ends.
+    unsafe { asm!("lock *(u64 *)({word} + 0) += {amount}", word = in(reg) word, amount = in(reg) amount) };
+}
+
+/// Adds to a counter.
+#[inline(always)]
+pub(crate) fn count_by(counter: Counter, amount: u64) {
+    if let Some(word) = COUNTERS.get_ptr_mut(counter as u32) {
+        add(word, amount);
+    }
+}
+
+/// Adds 1 to a counter.
+#[inline(always)]
+pub(crate) fn count(counter: Counter) {
+    count_by(counter, 1);
+}
+
+/// The agent's settings while the recording goes on.
+#[inline(always)]
+pub(crate) fn recording() -> Option<&'static Control> {
+    CONTROL.get(0).filter(|control| control.recording != 0)
+}

@@ -1,0 +1,7 @@
+//! What the entry points do with the arguments that they have taken.
+
+pub(crate) mod allocation;
+pub(crate) mod mapping;
+pub(crate) mod maps;
+pub(crate) mod registers;
+pub(crate) mod sample;

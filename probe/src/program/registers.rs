@@ -1,0 +1,102 @@
+//! The user's registers at a probe: what an unwinder starts from.
+
+use aya_ebpf::{
+    bindings::pt_regs,
+    helpers::{bpf_probe_read_kernel, generated},
+    programs::{ProbeContext, RetProbeContext},
+};
+
+/// Registers that every unwinder needs.
+#[derive(Clone, Copy)]
+pub(crate) struct Registers {
+    pub(crate) instruction_pointer: u64,
+    pub(crate) stack_pointer: u64,
+    pub(crate) frame_pointer: u64,
+    pub(crate) link_register: u64,
+}
+
+/// Bytes by which a return moves the stack pointer.
+#[cfg(bpf_target_arch = "x86_64")]
+pub(crate) const RETURN_ADDRESS_BYTES: u64 = 8;
+/// Bytes by which a return moves the stack pointer.
+#[cfg(bpf_target_arch = "aarch64")]
+pub(crate) const RETURN_ADDRESS_BYTES: u64 = 0;
+
+impl Registers {
+    /// At the entry of a function.
+    #[inline(always)]
+    pub(crate) fn of_probe(ctx: &ProbeContext) -> Self {
+        // SAFETY: the kernel passes the registers as the program's context.
+        Self::from_context(unsafe { &*ctx.regs })
+    }
+
+    /// Behind the return of a function: program counter and stack are the caller's.
+    #[inline(always)]
+    pub(crate) fn of_return(ctx: &RetProbeContext) -> Self {
+        // SAFETY: the kernel passes the registers as the program's context.
+        Self::from_context(unsafe { &*ctx.regs })
+    }
+
+    #[cfg(bpf_target_arch = "x86_64")]
+    #[inline(always)]
+    fn from_context(registers: &pt_regs) -> Self {
+        Self {
+            instruction_pointer: registers.rip,
+            stack_pointer: registers.rsp,
+            frame_pointer: registers.rbp,
+            link_register: 0,
+        }
+    }
+
+    #[cfg(bpf_target_arch = "aarch64")]
+    #[inline(always)]
+    fn from_context(registers: &pt_regs) -> Self {
+        let [.., frame_pointer, link_register] = registers.regs;
+        Self { instruction_pointer: registers.pc, stack_pointer: registers.sp, frame_pointer, link_register }
+    }
+
+    /// Of the current thread where it entered the kernel. Needs `bpf_task_pt_regs` (Linux 5.15).
+    #[inline(always)]
+    pub(crate) fn of_system_call() -> Option<Self> {
+        // SAFETY: the helper has no precondition.
+        let task = unsafe { generated::bpf_get_current_task_btf() };
+        // SAFETY: `task` is the current task.
+        let registers = unsafe { generated::bpf_task_pt_regs(task) } as *const pt_regs;
+        Self::read(registers)
+    }
+
+    #[cfg(bpf_target_arch = "x86_64")]
+    #[inline(always)]
+    fn read(registers: *const pt_regs) -> Option<Self> {
+        Some(Self {
+            // SAFETY: an address for the helper to read from, which fails where it cannot.
+            instruction_pointer: kernel_word(unsafe { &raw const (*registers).rip })?,
+            // SAFETY: as above.
+            stack_pointer: kernel_word(unsafe { &raw const (*registers).rsp })?,
+            // SAFETY: as above.
+            frame_pointer: kernel_word(unsafe { &raw const (*registers).rbp })?,
+            link_register: 0,
+        })
+    }
+
+    #[cfg(bpf_target_arch = "aarch64")]
+    #[inline(always)]
+    fn read(registers: *const pt_regs) -> Option<Self> {
+        Some(Self {
+            // SAFETY: an address for the helper to read from, which fails where it cannot.
+            instruction_pointer: kernel_word(unsafe { &raw const (*registers).pc })?,
+            // SAFETY: as above.
+            stack_pointer: kernel_word(unsafe { &raw const (*registers).sp })?,
+            // SAFETY: as above.
+            frame_pointer: kernel_word(unsafe { &raw const (*registers).regs[29] })?,
+            // SAFETY: as above.
+            link_register: kernel_word(unsafe { &raw const (*registers).regs[30] })?,
+        })
+    }
+}
+
+#[inline(always)]
+fn kernel_word(at: *const u64) -> Option<u64> {
+    // SAFETY: the helper checks the address.
+    unsafe { bpf_probe_read_kernel(at) }.ok()
+}

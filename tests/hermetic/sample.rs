@@ -1,0 +1,187 @@
+//! A recording as `beamscope record` could have made it of a node with leaks of several kinds, built from values.
+
+use std::collections::BTreeMap;
+
+use beamscope::{
+    ledger::{Series, Survivors},
+    mapping::{Address, Mappings},
+    recording::{CarrierSeen, Emulator, Ended, Interval, Mode, Node, Recording, Site, Snapshot},
+    stack::{Frame, FrameKind, Stack, StackEnd},
+};
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const SECONDS: f64 = 60.0;
+
+pub(crate) fn recording() -> Recording {
+    Recording {
+        beamscope: "0.1.0".into(),
+        node: Node {
+            pid: 4242,
+            name: Some("shop@db1.example".into()),
+            otp_release: Some("27".into()),
+            erts_version: Some("15.2.7".into()),
+            emulator: Some(Emulator::Jit),
+            arch: "x86_64".into(),
+            libc: Some("glibc".into()),
+            kernel: "6.12.0".into(),
+            container: None,
+        },
+        interval: Interval {
+            start_unix: 1_767_225_600,
+            seconds: SECONDS,
+            mode: Mode::Exact,
+            sample_interval_bytes: MIB,
+            ended: Ended::Duration,
+        },
+        snapshots: vec![snapshot(0.0, 180 * MIB), snapshot(SECONDS, 812 * MIB)],
+        mappings: Mappings::default(),
+        sites: sites(),
+        carriers: vec![
+            CarrierSeen { site: 3, allocator: "ets_alloc".into(), bytes: 32 * MIB },
+            CarrierSeen { site: 3, allocator: "binary_alloc".into(), bytes: 8 * MIB },
+            CarrierSeen { site: 3, allocator: "ets_alloc".into(), bytes: 8 * MIB },
+        ],
+        losses: BTreeMap::from([("lost_samples".into(), 12), ("missed_frees".into(), 3)]),
+        counts: BTreeMap::from([("calls".into(), 19_200_000), ("unknown_frees".into(), 4711)]),
+        notes: vec!["malloc and free are followed in libc.so.6, one probe each for entry and return".into()],
+        defects: vec!["libcrypto.so.3 has no symbols; its frames are shown as offsets".into()],
+    }
+}
+
+pub(crate) fn frame(module: &str, function: &str, place: Option<(&str, u32)>) -> Frame {
+    Frame {
+        address: Address(0x7f00_0000_1000),
+        kind: FrameKind::Native,
+        module: Some(module.into()),
+        function: Some(function.into()),
+        offset: Some(0x25),
+        file: place.map(|(file, _)| file.into()),
+        line: place.map(|(_, line)| line),
+        inlined: false,
+    }
+}
+
+pub(crate) fn stripped(module: &str, offset: u64) -> Frame {
+    Frame { function: None, offset: Some(offset), ..frame(module, "", None) }
+}
+
+pub(crate) fn jit() -> Frame {
+    Frame { kind: FrameKind::Jit, module: None, function: None, offset: None, ..frame("", "", None) }
+}
+
+fn sites() -> Vec<Site> {
+    let malloc = || frame("libc.so.6", "malloc", None);
+    let nif = || frame("beam.smp", "beam_jit_call_nif", None);
+    let inlined = Frame { inlined: true, ..frame("leaky.so", "keep", Some(("/build/leaky/c_src/leaky.c", 31))) };
+    vec![
+        site(
+            vec![
+                malloc(),
+                inlined,
+                frame("leaky.so", "leak_block", Some(("/build/leaky/c_src/leaky.c", 42))),
+                frame("leaky.so", "leak_nif", Some(("/build/leaky/c_src/leaky.c", 77))),
+                nif(),
+                jit(),
+            ],
+            StackEnd::Jit,
+            &["erts_sched_1", "erts_sched_2"],
+            Figures { allocated: (512 * MIB, 131_072), freed: (0, 0), oldest: 59.5, quarters: [128; 4] },
+        ),
+        site(
+            vec![
+                malloc(),
+                frame("libstdc++.so.6", "operator new(unsigned long)", None),
+                frame("cache.so", "std::vector<Entry, std::allocator<Entry> >::push_back(Entry const&)", None),
+                frame("cache.so", "cache::Table::insert(Entry const&)", Some(("cache.cc", 118))),
+                nif(),
+                jit(),
+            ],
+            StackEnd::Jit,
+            &["erts_dcpus_1"],
+            Figures { allocated: (96 * MIB, 3000), freed: (32 * MIB, 1000), oldest: 58.0, quarters: [40, 24, 0, 0] },
+        ),
+        site(
+            vec![
+                malloc(),
+                stripped("libcrypto.so.3", 0x1a_2b3c),
+                stripped("libcrypto.so.3", 0x1a_1000),
+                frame("crypto.so", "ec_generate_key_nif", None),
+                nif(),
+                jit(),
+            ],
+            StackEnd::Jit,
+            &["erts_sched_1"],
+            Figures { allocated: (900 * KIB, 9000), freed: (890 * KIB, 8900), oldest: 0.2, quarters: [0; 4] },
+        ),
+        site(
+            vec![
+                frame("libc.so.6", "mmap", None),
+                frame("beam.smp", "erts_mmap", None),
+                frame("beam.smp", "erts_mseg_alloc_opt", None),
+                frame("beam.smp", "create_carrier", None),
+                frame("beam.smp", "erts_db_alloc", None),
+                frame("beam.smp", "db_put_hash", None),
+                jit(),
+            ],
+            StackEnd::Jit,
+            &["erts_sched_2"],
+            Figures { allocated: (56 * MIB, 4), freed: (8 * MIB, 1), oldest: 41.0, quarters: [16, 16, 8, 8] },
+        ),
+        site(
+            vec![
+                frame("libc.so.6", "posix_memalign", None),
+                frame("pool.so", "worker", Some(("pool.c", 9))),
+                frame("libc.so.6", "start_thread", None),
+            ],
+            StackEnd::Root,
+            &["pool_worker"],
+            Figures { allocated: (3 << 30, 700_000), freed: (3 << 30, 700_000), oldest: 0.0, quarters: [0; 4] },
+        ),
+        site(
+            Vec::new(),
+            StackEnd::Missing,
+            &[],
+            Figures { allocated: (MIB, 16), freed: (0, 0), oldest: 12.0, quarters: [0, 0, 0, 1] },
+        ),
+    ]
+}
+
+struct Figures {
+    allocated: (u64, u64),
+    freed: (u64, u64),
+    oldest: f64,
+    quarters: [u64; 4],
+}
+
+fn site(frames: Vec<Frame>, end: StackEnd, threads: &[&str], figures: Figures) -> Site {
+    let Figures { allocated: (allocated_bytes, allocated_blocks), freed: (freed_bytes, freed_blocks), .. } = figures;
+    let mut outstanding = Series::default();
+    outstanding.push(0.0, 0);
+    outstanding.push(SECONDS / 2.0, (allocated_bytes - freed_bytes) / 2);
+    outstanding.push(SECONDS, allocated_bytes - freed_bytes);
+    Site {
+        stack: Stack { frames, end },
+        threads: threads.iter().map(|name| (*name).into()).collect(),
+        allocated_bytes,
+        allocated_blocks,
+        freed_bytes,
+        freed_blocks,
+        outstanding,
+        survivors: Survivors { oldest_seconds: figures.oldest, bytes: figures.quarters.map(|mib| mib * MIB) },
+        exact: true,
+    }
+}
+
+fn snapshot(at: f64, rss: u64) -> Snapshot {
+    Snapshot {
+        at,
+        rss,
+        pss: rss - 4 * MIB,
+        anon: rss - 40 * MIB,
+        file: 40 * MIB,
+        shmem: 0,
+        swap: 0,
+        lazy_free: 2 * MIB,
+    }
+}
