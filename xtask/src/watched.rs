@@ -45,13 +45,13 @@ impl Watched {
         Ok(Self { name, child, lines, seen: Vec::new() })
     }
 
-    /// Returns when a line contains `text`.
+    /// Returns when a line begins with `text`.
     pub(crate) fn await_line(&mut self, text: &str, patience: Duration) -> Result<()> {
         let deadline = Instant::now() + patience;
         loop {
             match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(line) => {
-                    let found = line.contains(text);
+                    let found = line.starts_with(text);
                     self.seen.push(line);
                     if found {
                         return Ok(());
