@@ -1,6 +1,7 @@
 //! Runs the built command on recordings made from values; needs no node, no root and no BPF.
 //!
 //! `SNAPSHOTS=overwrite` writes the expected output anew; read the difference before it is committed.
+#![expect(clippy::expect_used, reason = "what fails in a helper of a test fails the test")]
 
 #[path = "hermetic/errors.rs"]
 mod errors;

@@ -33,7 +33,7 @@ pub struct Common {
 /// When to use colours.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Color {
-    /// On a terminal, unless NO_COLOR is set
+    /// On a terminal, unless `NO_COLOR` is set
     #[default]
     Auto,
     /// Always
@@ -56,7 +56,7 @@ impl From<Color> for ColorChoice {
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
     /// List the Erlang nodes on this host
-    Ps,
+    Ps(PsArgs),
     /// Say what this kernel, user and node permit, and what is lost by it
     Doctor(DoctorArgs),
     /// Follow the native allocations of a node and write a recording
@@ -67,9 +67,20 @@ pub enum Command {
     Flamegraph(FlamegraphArgs),
 }
 
+/// Arguments of `ps`.
+#[derive(Clone, Debug, Args)]
+pub struct PsArgs {
+    /// How to write the list
+    #[arg(long, value_enum, default_value_t)]
+    pub format: ReportFormat,
+}
+
 /// Arguments of `doctor`.
 #[derive(Clone, Debug, Args)]
 pub struct DoctorArgs {
+    /// How to write what was found
+    #[arg(long, value_enum, default_value_t)]
+    pub format: ReportFormat,
     /// The node: a pid, node name, registered name or container id; may be left out where there is only one
     pub target: Option<String>,
 }
@@ -181,7 +192,7 @@ impl From<FlameMeasure> for Measure {
 }
 
 /// A week: longer ones are more likely a mistake than a wish.
-const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
+const LONGEST: Duration = Duration::from_hours(7 * 24);
 
 fn parse_duration(text: &str) -> Result<Duration, String> {
     let wanted = "expected a time such as 500ms, 10s, 2m or 1h";

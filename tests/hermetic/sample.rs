@@ -43,7 +43,12 @@ pub(crate) fn recording() -> Recording {
             CarrierSeen { site: 3, allocator: "ets_alloc".into(), bytes: 8 * MIB },
         ],
         losses: BTreeMap::from([("lost_samples".into(), 12), ("missed_frees".into(), 3)]),
-        counts: BTreeMap::from([("calls".into(), 19_200_000), ("unknown_frees".into(), 4711)]),
+        counts: BTreeMap::from([
+            ("allocated_blocks".into(), 844_020),
+            ("freed_blocks".into(), 709_901),
+            ("unknown_frees".into(), 4711),
+            ("stack_samples".into(), 4120),
+        ]),
         notes: vec!["malloc and free are followed in libc.so.6, one probe each for entry and return".into()],
         defects: vec!["libcrypto.so.3 has no symbols; its frames are shown as offsets".into()],
     }
@@ -147,6 +152,7 @@ fn sites() -> Vec<Site> {
     ]
 }
 
+#[derive(Clone, Copy)]
 struct Figures {
     allocated: (u64, u64),
     freed: (u64, u64),

@@ -114,6 +114,12 @@ fn a_thread_belongs_to_its_code() {
 }
 
 #[test]
+fn the_caller_alone_decides_where_no_stack_was_captured() {
+    check(&["libc.so.6!malloc", "leaky.so!leak"], StackEnd::Missing, &native("leaky.so"), Some("leaky.so!leak"), None);
+    check(&["libc.so.6!malloc", "beam.smp"], StackEnd::Missing, &Class::Vm, Some("beam.smp"), None);
+}
+
+#[test]
 fn what_the_stack_does_not_reach_is_unknown() {
     check(&[], StackEnd::Missing, &Class::Unknown, None, None);
     check(&["libc.so.6!malloc"], StackEnd::Missing, &Class::Unknown, None, None);

@@ -9,7 +9,7 @@ use crate::{
     report::{Report, flame},
 };
 
-pub(super) fn run(args: &FlamegraphArgs, common: &Common) -> anyhow::Result<()> {
+pub(super) fn run(args: &FlamegraphArgs, common: Common) -> anyhow::Result<()> {
     let FlamegraphArgs { file, output, measure, force } = args;
     let recording = read(file)?;
     let svg = flame::render(&Report::new(&recording), (*measure).into())

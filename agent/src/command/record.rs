@@ -24,7 +24,7 @@ const POLL_EVERY: Duration = Duration::from_millis(20);
 const OBSERVE_EVERY: Duration = Duration::from_secs(1);
 
 /// Records until the time is over, the user stops it or the node exits; always writes the file.
-pub(super) fn run(args: &RecordArgs, common: &Common) -> anyhow::Result<()> {
+pub(super) fn run(args: &RecordArgs, common: Common) -> anyhow::Result<()> {
     let quiet = common.quiet;
     // A bad path must be known before the node is touched.
     let output = Output::create(&args.output, args.force)?;
@@ -39,7 +39,7 @@ pub(super) fn run(args: &RecordArgs, common: &Common) -> anyhow::Result<()> {
         .build()
         .context("cannot start the event loop")?;
     let recording = runtime.block_on(async {
-        let mut recorder = Recorder::attach(target, &KernelFeatures::probe(), options)?;
+        let mut recorder = Recorder::attach(target, &KernelFeatures::detect(), options)?;
         let progress = progress(quiet);
         let say = |text: String| {
             if !quiet {

@@ -11,7 +11,7 @@ use crate::{
     report::{Report, json, text, unit::Units},
 };
 
-pub(super) fn run(args: &ReportArgs, common: &Common) -> anyhow::Result<()> {
+pub(super) fn run(args: &ReportArgs, common: Common) -> anyhow::Result<()> {
     let ReportArgs { file, format, top, bytes, output, force } = args;
     let recording = read(file)?;
     let report = Report::new(&recording);

@@ -32,7 +32,7 @@ const PAGE: u64 = 4096;
 const NAME_PREFIX: u64 = 0x78;
 /// Offset in `Allctr_t` of `alloc_no`, `alloc_strat` and `ix`, 32 bits each; same releases and source.
 const NUMBERS: u64 = NAME_PREFIX + 8;
-/// `ERTS_ALC_A_MAX` is 12; HiPE adds one (`erts/emulator/beam/erl_alloc_types.h`, OTP 23 to 27). Room for a few more.
+/// `ERTS_ALC_A_MAX` is 12; `HiPE` adds one (`erts/emulator/beam/erl_alloc_types.h`, OTP 23 to 27). Room for a few more.
 const LARGEST_NUMBER: u32 = 20;
 /// `GOODFIT`, `BESTFIT`, `AFIT` and `FIRSTFIT`, numbered from 1 (`erl_alloc_util.h`).
 const LARGEST_STRATEGY: u32 = 4;
@@ -68,7 +68,7 @@ pub enum CarrierKind {
 pub enum CarrierSource {
     /// mmap, through `erts_mseg` and `erts_mmap`.
     Mseg,
-    /// malloc or posix_memalign, through `sys_alloc`.
+    /// malloc or `posix_memalign`, through `sys_alloc`.
     Sys,
 }
 
@@ -217,7 +217,7 @@ mod tests {
         for numbers in [[0, 4, 2], [21, 4, 2], [7, 0, 2], [7, 5, 2], [7, 4, u32::MAX]] {
             check(MIB, OWNER, &allocator(b"ets_\0", numbers), None);
         }
-        for owner in [0, 8, OWNER + 8, u64::MAX, u64::MAX & !FLAGS] {
+        for owner in [0, 8, OWNER + 8, u64::MAX, !FLAGS] {
             check(MIB, owner, &allocator(b"ets_\0", [7, 4, 2]), None);
         }
     }

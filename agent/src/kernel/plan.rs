@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use beamscope_probe::{Architecture, Function};
 
-use super::placement::{Placement, place};
+use super::{
+    features::{Fact, KernelFeatures, Tracefs},
+    placement::{Placement, place},
+};
 use crate::target::allocator::{Allocator, Located};
 
 /// One probe on a function.
@@ -45,6 +48,36 @@ pub enum SystemCallTracing {
         /// Why not.
         reason: String,
     },
+}
+
+impl SystemCallTracing {
+    /// What `features` permit.
+    pub fn of(features: &KernelFeatures) -> Self {
+        let unless = |fact: &Fact, reason: &str| match fact {
+            Ok(true) => None,
+            Ok(false) => Some(reason.to_owned()),
+            Err(error) => Some(error.clone()),
+        };
+        let mount_tracefs = match &features.tracefs {
+            Ok(Tracefs::Mounted(_)) => false,
+            Ok(Tracefs::Mountable) if features.capabilities.clone().is_ok_and(|held| held.sys_admin) => true,
+            Ok(Tracefs::Mountable) => {
+                let reason = "tracefs is not mounted, and only CAP_SYS_ADMIN could mount it".to_owned();
+                return Self::Unavailable { reason };
+            }
+            Ok(Tracefs::Absent) => return Self::Unavailable { reason: "the kernel has no tracefs".to_owned() },
+            Err(error) => return Self::Unavailable { reason: error.clone() },
+        };
+        // Where tracefs is not mounted, whether it has the tracepoints is known only when it is.
+        let tracepoints = if mount_tracefs { None } else { unless(&features.syscall_tracepoints, "the kernel has no tracepoints at system calls") };
+        let missing = tracepoints
+            .or_else(|| unless(&features.task_registers, "the kernel gives no registers at system calls"))
+            .or_else(|| unless(&features.initial_pid_namespace, "pids here are not the kernel's"));
+        match missing {
+            Some(reason) => Self::Unavailable { reason },
+            None => Self::Available { mount_tracefs },
+        }
+    }
 }
 
 /// All that is attached for one recording.

@@ -13,7 +13,7 @@ use beamscope_probe::SampleOrigin;
 
 use crate::{
     kernel::{
-        features::KernelFeatures,
+        features::{Capabilities, KernelFeatures},
         object,
         plan::{AttachPlan, MappingCalls, SystemCallTracing},
         session::{Session, Settings},
@@ -94,10 +94,10 @@ impl Recorder {
         let tracing = if options.no_tracepoints {
             SystemCallTracing::Unavailable { reason: "asked for by --no-tracepoints".to_owned() }
         } else {
-            features.system_call_tracing()
+            SystemCallTracing::of(features)
         };
         let plan = AttachPlan::new(object::HOST, &allocators, &tracing, target.pid());
-        let mut code = Code::new(&target, features.map_files);
+        let mut code = Code::new(&target, features.capabilities.clone().is_ok_and(Capabilities::can_open_mapped_files));
         code.refresh(&target)?;
         let pid = NonZeroU32::new(target.pid()).context("process 0 is the kernel's idle task")?;
         let settings = Settings { sample_interval: options.sample_interval, live_blocks: options.live_blocks };

@@ -1,9 +1,9 @@
-//! Which stacks hold the memory? A flame graph in SVG.
+//! Which stacks hold the memory, as a flame graph in SVG?
 //!
 //! The first level says whose the memory is (native code's, the VM's, unknown), under `native` the second one says
 //! which library asked for it; then come the frames from the root to the allocation.
 
-use std::{collections::BTreeMap, fmt::Write as _};
+use std::collections::BTreeMap;
 
 use inferno::flamegraph::{
     self, Palette, TextTruncateDirection,
@@ -12,12 +12,14 @@ use inferno::flamegraph::{
 use thiserror::Error;
 
 use super::{
-    RankedSite, Report, label,
+    RankedSite, Report, header, label,
     legend::{self, Code},
-    text,
     unit::{self, Units},
 };
 use crate::{attribute::Class, recording::Site, stack::StackEnd};
+
+/// Letters of the subtitle at most: what 1200 pixels take.
+const SUBTITLE: usize = 150;
 
 /// Which bytes are drawn.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -96,7 +98,7 @@ pub fn render(report: &Report<'_>, measure: Measure) -> Result<String, FlameErro
 fn options<'a>(report: &Report<'_>, measure: Measure) -> flamegraph::Options<'a> {
     let recording = report.recording;
     let mut options = flamegraph::Options::default();
-    options.title = format!("memory {}: {}", measure.name(), text::node_name(&recording.node));
+    options.title = format!("memory {}: {}", measure.name(), header::node_name(&recording.node));
     options.subtitle = Some(subtitle(report, measure));
     options.count_name = "bytes".into();
     options.name_type = "Frame:".into();
@@ -115,22 +117,19 @@ fn subtitle(report: &Report<'_>, measure: Measure) -> String {
         Units::Iec.bytes(sites.fold(0_u64, |sum, ranked| sum.saturating_add(measure.of(ranked.site))))
     };
     let native = sum(|class| matches!(class, Class::Native { .. }));
-    let mut subtitle = format!("native {native}, VM {}", sum(|class| *class == Class::Vm));
-    let mut append = |text: &str| {
-        subtitle.push_str(text);
+    let vm = sum(|class| *class == Class::Vm);
+    let unknown = match report.unknown.sites {
+        0 => String::new(),
+        _ => format!(", unknown {}", sum(|class| *class == Class::Unknown)),
     };
-    if report.unknown.sites > 0 {
-        append(&format!(", unknown {}", sum(|class| *class == Class::Unknown)));
-    }
-    append(&format!(", recorded for {}", unit::seconds(recording.interval.seconds)));
-    let mut losses = String::new();
-    for (counter, number) in &recording.losses {
-        let separator = if losses.is_empty() { "; losses: " } else { ", " };
-        // A String takes everything.
-        write!(losses, "{separator}{} {}", label::clean(counter), unit::count(*number)).unwrap_or_default();
-    }
-    append(if losses.is_empty() { "; no loss" } else { &losses });
-    label::shorten(&subtitle, 150)
+    let losses: Vec<_> = recording
+        .losses
+        .iter()
+        .map(|(name, number)| format!("{} {}", label::clean(name), unit::count(*number)))
+        .collect();
+    let losses = if losses.is_empty() { "no loss".into() } else { format!("losses: {}", losses.join(", ")) };
+    let span = unit::seconds(recording.interval.seconds);
+    label::shorten(&format!("native {native}, VM {vm}{unknown}, recorded for {span}; {losses}"), SUBTITLE)
 }
 
 /// Native code first: that is what the graph is looked at for.
@@ -163,6 +162,8 @@ fn names(ranked: &RankedSite<'_>, palette: &mut PaletteMap) -> Vec<String> {
     match ranked.site.stack.end {
         StackEnd::Root | StackEnd::Jit => {}
         StackEnd::Truncated | StackEnd::NoUnwindInformation => push("(stack is cut here)", Code::Unknown),
+        // Without a sample, the call's return address is all that is known.
+        StackEnd::Missing if ranked.site.stack.frames.len() > 1 => push("(callers not captured)", Code::Unknown),
         StackEnd::Missing => push("(no stack)", Code::Unknown),
     }
     for frame in ranked.site.stack.frames.iter().rev() {

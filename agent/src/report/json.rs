@@ -1,4 +1,4 @@
-//! The report as JSON, `beamscope.report/1`.
+//! What does the report look like to a program? JSON, `beamscope.report/1`.
 //!
 //! Keys are stable and all present; what this version does not find out is `null` or an empty list. Every site has a
 //! `class` beside its `kind`: a site of kind `native` was seen at the allocation functions, and its class says whether

@@ -1,7 +1,8 @@
 //! What does a loss or a count mean for the figures?
 
-/// Which figures a loss touches, and how. The names are those of `beamscope_probe::Counter` in snake case, and those
-/// that the agent counts itself.
+/// Which figures a loss touches, and how.
+///
+/// The names are those that `recorder::finish` gives to the probe's counters and to its own.
 pub fn effect(counter: &str) -> &'static str {
     match counter {
         "live_table_full" => "blocks were not followed: outstanding is too low; raise --max-live",
@@ -10,9 +11,18 @@ pub fn effect(counter: &str) -> &'static str {
         "call_table_full" | "unmatched_returns" | "abandoned_calls" => "calls were not followed: totals are too low",
         "missed_frees" => "frees were not seen: outstanding was too high until the address was used again",
         "failed_reads" => "sizes or results could not be read: those calls are left out",
-        "lost_samples" => "stacks were lost: the division of a site among its stacks is less certain, totals are right",
-        "lost_mappings" | "mapping_call_table_full" => "mmap or munmap calls were lost: mapped bytes are uncertain",
-        "truncated_stacks" => "stacks end before their root: the caller may be missing, the bytes are right",
+        "lost_samples" | "dropped_samples" => {
+            "stacks were lost: how a site divides among its stacks is less certain; totals are right"
+        }
+        "lost_mappings" | "mapping_call_table_full" | "dropped_mapping_events" => {
+            "mmap or munmap calls were lost: mapped bytes are uncertain"
+        }
+        "truncated_stacks" => "stacks reach further than what was captured: callers may be missing; bytes are right",
+        "stacks_without_unwind_information" => {
+            "stacks end at code that does not say how to unwind it: callers may be missing; bytes are right"
+        }
+        "addresses_without_readable_symbols" => "frames are shown as library and offset; bytes are right",
+        "malformed_records" => "events that could not be understood were left out",
         _ => "the figures may be incomplete",
     }
 }
@@ -20,10 +30,13 @@ pub fn effect(counter: &str) -> &'static str {
 /// What a count that is no loss tells.
 pub fn meaning(counter: &str) -> Option<&'static str> {
     Some(match counter {
-        "calls" => "calls of allocation functions and free",
+        "allocated_blocks" => "blocks and mappings allocated",
+        "freed_blocks" => "of them freed",
         "failed_allocations" => "allocations that returned no memory",
         "unknown_frees" => "frees of memory from before the recording",
         "allocator_mappings" => "mappings that malloc made for itself; its blocks are counted instead",
+        "stack_samples" => "stacks captured",
+        "reserved_bytes" => "bytes of address space reserved without access; they take no memory",
         _ => return None,
     })
 }

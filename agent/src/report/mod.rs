@@ -1,6 +1,7 @@
 //! What does a recording say? The model that all renderings share.
 
 pub mod flame;
+mod header;
 pub mod json;
 pub mod label;
 mod legend;
@@ -111,9 +112,11 @@ impl<'a> Report<'a> {
         report
     }
 
-    /// Calls per second that the probe followed, where it counted them.
+    /// Allocations and frees per second.
     pub fn calls_per_second(&self) -> Option<f64> {
-        let calls = *self.recording.counts.get("calls")?;
+        let names = ["allocated_blocks", "freed_blocks", "failed_allocations", "unknown_frees"];
+        let known = names.iter().filter_map(|name| self.recording.counts.get(*name));
+        let calls = known.copied().reduce(u64::saturating_add)?;
         let seconds = self.recording.interval.seconds;
         (seconds > 0.0).then(|| calls as f64 / seconds)
     }
@@ -176,12 +179,8 @@ mod tests {
 
     #[test]
     fn an_empty_recording_has_a_report() {
-        let recording = crate::recording::Recording {
-            snapshots: Vec::new(),
-            sites: Vec::new(),
-            counts: BTreeMap::new(),
-            ..sample::recording()
-        };
+        let recording =
+            Recording { snapshots: Vec::new(), sites: Vec::new(), counts: BTreeMap::new(), ..sample::recording() };
         let report = Report::new(&recording);
         assert_eq!(report.rss, None);
         assert_eq!(report.calls_per_second(), None);

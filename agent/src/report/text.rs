@@ -1,6 +1,6 @@
-//! The report as text, for a terminal of 100 columns.
+//! What does the report look like to a person?
 //!
-//! Headings are styled with ANSI sequences; who writes the text takes them out where they are not wanted.
+//! It fits a terminal of 100 columns. Headings are styled with ANSI sequences; who writes the text takes them out where they are not wanted.
 
 use std::fmt::{self, Write as _};
 
@@ -8,12 +8,11 @@ use anstyle::Style;
 use comfy_table::{CellAlignment, Table, presets};
 
 use super::{
-    RankedSite, Report, Total, label, loss,
+    RankedSite, Report, Total, header, label, loss,
     unit::{self, Units},
 };
 use crate::{
     attribute::{Class, Evidence},
-    recording::{Emulator, Ended, Interval, Mode, Node},
     stack::{FrameKind, StackEnd},
 };
 
@@ -86,9 +85,9 @@ impl Text<'_> {
 
     fn header(&mut self) -> fmt::Result {
         let recording = self.report.recording;
-        writeln!(self.out, "{HEADING}Memory of {}{HEADING:#}", node_name(&recording.node))?;
-        self.field("node", &node_facts(&recording.node))?;
-        self.field("recorded", &interval_facts(&recording.interval, &recording.beamscope))?;
+        writeln!(self.out, "{HEADING}Memory of {}{HEADING:#}", header::node_name(&recording.node))?;
+        self.field("node", &header::node_facts(&recording.node))?;
+        self.field("recorded", &header::interval_facts(&recording.interval, &recording.beamscope))?;
         let Some(rss) = self.report.rss else {
             return self.field("RSS", "not known: no snapshot was taken");
         };
@@ -199,7 +198,7 @@ impl Text<'_> {
         let (allocated, freed) = (units.bytes(site.allocated_bytes), units.bytes(site.freed_bytes));
         writeln!(self.out, "    allocated {allocated}, freed {freed}{exact}")?;
         let quarters = site.survivors.bytes.map(|bytes| units.bytes(bytes)).join(" | ");
-        writeln!(self.out, "    outstanding by quarter of the recording, oldest first: {quarters}")?;
+        writeln!(self.out, "    outstanding, by quarter of the recording: {quarters}")?;
         for frame in &site.stack.frames {
             let kind = if frame.kind == FrameKind::Unknown { " (in no mapping)" } else { "" };
             let inlined = if frame.inlined { " (inlined)" } else { "" };
@@ -234,11 +233,11 @@ impl Text<'_> {
         for (counter, number) in &recording.counts {
             let (number, counter) = (unit::count(*number), label::clean(counter));
             let meaning = loss::meaning(&counter).unwrap_or(&counter);
-            let rate = match self.report.calls_per_second() {
-                Some(rate) if counter == "calls" => format!(", {rate:.0} per second"),
-                _ => String::new(),
-            };
-            writeln!(self.out, "{number:>14}  {meaning}{rate}")?;
+            writeln!(self.out, "{number:>14}  {meaning}")?;
+        }
+        if let Some(rate) = self.report.calls_per_second() {
+            let rate = format!("{rate:.0}");
+            writeln!(self.out, "{rate:>14}  allocations and frees per second")?;
         }
         for (heading, sentences) in [("Notes", &recording.notes), ("Defects", &recording.defects)] {
             if !sentences.is_empty() {
@@ -312,41 +311,12 @@ fn first_of(names: &[String], width: usize) -> String {
     }
 }
 
-pub(super) fn node_name(node: &Node) -> String {
-    node.name.as_ref().map_or_else(|| format!("process {}", node.pid), |name| label::clean(name))
-}
-
-fn node_facts(node: &Node) -> String {
-    let emulator = match node.emulator {
-        Some(Emulator::Jit) => "JIT",
-        Some(Emulator::Emu) => "interpreter",
-        None => "emulator not known",
-    };
-    let otp = node.otp_release.as_ref().map_or_else(|| "OTP release not known".into(), |otp| format!("OTP {otp}"));
-    let erts = node.erts_version.as_ref().map(|erts| format!(" (ERTS {erts})")).unwrap_or_default();
-    let libc = node.libc.as_ref().map(|libc| format!(", {libc}")).unwrap_or_default();
-    let container = node.container.as_ref().map(|id| format!(", container {id}")).unwrap_or_default();
-    let Node { pid, arch, kernel, .. } = node;
-    label::clean(&format!("pid {pid}, {otp}{erts}, {emulator}, {arch}{libc}, Linux {kernel}{container}"))
-}
-
-fn interval_facts(interval: &Interval, beamscope: &str) -> String {
-    let Mode::Exact = interval.mode;
-    let ended = match interval.ended {
-        Ended::Duration => "to its end",
-        Ended::Interrupted => "stopped by the user",
-        Ended::NodeExited => "until the node exited",
-    };
-    let (start, span) = (unit::moment(interval.start_unix), unit::seconds(interval.seconds));
-    label::clean(&format!("{start} for {span}, {ended}; mode exact, beamscope {beamscope}"))
-}
-
 fn end(end: StackEnd) -> Option<&'static str> {
     match end {
         StackEnd::Root | StackEnd::Jit => None,
         StackEnd::Truncated => Some("cut: more stack than was captured"),
         StackEnd::NoUnwindInformation => Some("cut: code without unwind information"),
-        StackEnd::Missing => Some("no stack was captured"),
+        StackEnd::Missing => Some("what lies behind was not captured"),
     }
 }
 

@@ -153,6 +153,11 @@ impl Target {
         &self.node
     }
 
+    /// Its command line; empty where it cannot be read.
+    pub fn arguments(&self) -> Vec<String> {
+        read(&self.process, self.pid, "cmdline").map(|text| facts::words(&text)).unwrap_or_default()
+    }
+
     /// Its memory.
     pub fn memory(&self) -> &ProcessMemory {
         &self.memory

@@ -1,0 +1,33 @@
+//! Of which node and which time does a report speak?
+
+use super::{label, unit};
+use crate::recording::{Emulator, Ended, Interval, Mode, Node};
+
+pub(super) fn node_name(node: &Node) -> String {
+    node.name.as_ref().map_or_else(|| format!("process {}", node.pid), |name| label::clean(name))
+}
+
+pub(super) fn node_facts(node: &Node) -> String {
+    let emulator = match node.emulator {
+        Some(Emulator::Jit) => "JIT",
+        Some(Emulator::Emu) => "interpreter",
+        None => "emulator not known",
+    };
+    let otp = node.otp_release.as_ref().map_or_else(|| "OTP release not known".into(), |otp| format!("OTP {otp}"));
+    let erts = node.erts_version.as_ref().map(|erts| format!(" (ERTS {erts})")).unwrap_or_default();
+    let libc = node.libc.as_ref().map(|libc| format!(", {libc}")).unwrap_or_default();
+    let container = node.container.as_ref().map(|id| format!(", container {id}")).unwrap_or_default();
+    let Node { pid, arch, kernel, .. } = node;
+    label::clean(&format!("pid {pid}, {otp}{erts}, {emulator}, {arch}{libc}, Linux {kernel}{container}"))
+}
+
+pub(super) fn interval_facts(interval: &Interval, beamscope: &str) -> String {
+    let Mode::Exact = interval.mode;
+    let ended = match interval.ended {
+        Ended::Duration => "to its end",
+        Ended::Interrupted => "stopped by the user",
+        Ended::NodeExited => "until the node exited",
+    };
+    let (start, span) = (unit::moment(interval.start_unix), unit::seconds(interval.seconds));
+    label::clean(&format!("{start} for {span}, {ended}; mode exact, beamscope {beamscope}"))
+}
