@@ -15,8 +15,8 @@ use crate::{
 /// Stops at the first step that fails.
 pub(crate) fn run(project: &Project) -> Result<()> {
     let shell = project.shell()?;
-    step("set-up", || {
-        setup::ensure(Job::Test)?;
+    setup::ensure(Job::Test)?;
+    step("parts of the Rust tool chain", || {
         component(&shell, "fmt", "rustfmt")?;
         component(&shell, "clippy", "clippy")
     })?;

@@ -18,6 +18,9 @@ pub(crate) struct Watched {
     seen: Vec<String>,
 }
 
+/// As much of a program's output as an error message repeats.
+const LAST_LINES: usize = 20;
+
 /// What becomes of the lines that a child prints.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Echo {
@@ -42,13 +45,13 @@ impl Watched {
         Ok(Self { name, child, lines, seen: Vec::new() })
     }
 
-    /// Returns when a line contains `text`.
+    /// Returns when a line begins with `text`.
     pub(crate) fn await_line(&mut self, text: &str, patience: Duration) -> Result<()> {
         let deadline = Instant::now() + patience;
         loop {
             match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(line) => {
-                    let found = line.contains(text);
+                    let found = line.starts_with(text);
                     self.seen.push(line);
                     if found {
                         return Ok(());
@@ -56,7 +59,7 @@ impl Watched {
                 }
                 Err(RecvTimeoutError::Timeout) => bail!("{} did not say {text:?} in {patience:?}", self.name),
                 Err(RecvTimeoutError::Disconnected) => {
-                    bail!("{} ended before it said {text:?}:\n{}", self.name, self.seen.join("\n"))
+                    bail!("{} ended before it said {text:?}{}", self.name, self.said())
                 }
             }
         }
@@ -66,9 +69,15 @@ impl Watched {
     pub(crate) fn check_alive(&mut self) -> Result<()> {
         self.seen.extend(self.lines.try_iter());
         if let Some(status) = self.child.try_wait()? {
-            bail!("{} ended with {status}:\n{}", self.name, self.seen.join("\n"));
+            bail!("{} ended with {status}{}", self.name, self.said());
         }
         Ok(())
+    }
+
+    fn said(&self) -> String {
+        let Self { seen, .. } = self;
+        let last = seen.get(seen.len().saturating_sub(LAST_LINES)..).unwrap_or_default();
+        last.iter().map(|line| format!("\n    {line}")).collect::<Vec<_>>().concat()
     }
 
     /// Asks the program to end as Ctrl-C would.

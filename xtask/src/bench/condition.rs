@@ -91,7 +91,7 @@ impl Condition {
             }
             Self::Heaptrack => {
                 let mut command = Command::new("heaptrack");
-                command.args(["--record-only", "-o"]).arg(folder.join("heaptrack")).args(["--pid", &pid_text]);
+                command.args(["--raw", "-o"]).arg(folder.join("heaptrack")).args(["--pid", &pid_text]);
                 command
             }
         };

@@ -47,10 +47,10 @@ impl Table {
         let mut text = String::new();
         let head =
             ["", "tight 64 B", "added", "× bare", "÷ beamscope", "64..4096 B", "paced", "pairs/s", "× core", "Erlang"];
-        line(&mut text, &head.map(str::to_owned));
+        text += &line(&head.map(str::to_owned));
         for row in &self.rows {
             if row.outcome.is_ok() {
-                line(&mut text, &self.cells(row));
+                text += &line(&self.cells(row));
             }
         }
         text.push_str(NOTES);
@@ -148,10 +148,10 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
     values.get(values.len() / 2).copied()
 }
 
-fn line(text: &mut String, cells: &[String; 10]) {
+fn line(cells: &[String; 10]) -> String {
     let [name, rest @ ..] = cells;
-    let rest = rest.iter().fold(String::new(), |row, cell| row + &format!("{cell:>13}"));
-    *text += &format!("{name:<22}{rest}\n");
+    let rest: Vec<_> = rest.iter().map(|cell| format!("{cell:>12}")).collect();
+    format!("{name:<22}{}\n", rest.join(" "))
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ const FILE: &str = "manifest.json";
 /// `probe/prebuilt/manifest.json`.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Manifest {
-    /// Over the names and contents of all files in `probe/src`, over `probe/Cargo.toml` and over `dependencies`.
+    /// Over the names and contents of all files in `probe`, `prebuilt` left out, and over `dependencies`.
     pub(super) sources_sha256: String,
     /// Versions of the crates that the program is made of, from `Cargo.lock`.
     dependencies: BTreeMap<String, String>,
@@ -84,13 +84,20 @@ fn hex(bytes: &[u8]) -> String {
     digits.filter_map(|digit| char::from_digit(u32::from(digit), 16)).collect()
 }
 
+/// Everything that the compiler may read, in a fixed order.
 fn sources(root: &Path) -> Result<Vec<PathBuf>> {
-    let mut files = vec![root.join("probe/Cargo.toml")];
-    let mut folders = vec![root.join("probe/src")];
+    let (mut files, mut folders) = (Vec::new(), vec![root.join("probe")]);
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))? {
             let path = entry?.path();
-            if path.is_dir() { folders.push(path) } else { files.push(path) }
+            if path.ends_with("prebuilt") {
+                continue;
+            }
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                files.push(path);
+            }
         }
     }
     files.sort();

@@ -20,16 +20,18 @@ One of these builds the BPF program, together with bpf-linker 0.13 in the path:
   - rustup: rustup toolchain install nightly --component rust-src; cargo install bpf-linker --version 0.13.0 --locked";
 
 /// Debian's way.
-pub(super) const NEEDS: [Need; 5] = [
-    debian("Debian's Rust compiler", &["/usr/bin/rustc"], "rustc-web"),
-    debian("Debian's cargo", &["/usr/bin/cargo"], "cargo-web"),
-    debian("a core library for BPF", &["/usr/lib/rustlib/bpfel-unknown-none/lib"], "libstd-rust-web-dev-bpf"),
-    debian("LLVM 22", &["/usr/lib/llvm-22/bin/llvm-config"], "llvm-22-dev libpolly-22-dev"),
-    debian("headers of zlib and zstd", &["/usr/include/zstd.h"], "libzstd-dev zlib1g-dev"),
+pub(super) const NEEDS: [Need; 7] = [
+    debian("Debian's Rust compiler", "/usr/bin/rustc", "rustc-web"),
+    debian("Debian's cargo", "/usr/bin/cargo", "cargo-web"),
+    debian("a core library for BPF", "/usr/lib/rustlib/bpfel-unknown-none/lib", "libstd-rust-web-dev-bpf"),
+    debian("LLVM 22", "/usr/lib/llvm-22/bin/llvm-config", "llvm-22-dev"),
+    debian("LLVM 22's Polly", "/usr/lib/llvm-22/lib/libPolly.a", "libpolly-22-dev"),
+    debian("the header of zstd", "/usr/include/zstd.h", "libzstd-dev"),
+    debian("the header of zlib", "/usr/include/zlib.h", "zlib1g-dev"),
 ];
 
-const fn debian(what: &'static str, files: &'static [&'static str], packages: &'static str) -> Need {
-    Need { what, presence: Presence::AnyFile(files), packages: Packages::everywhere(packages) }
+const fn debian(what: &'static str, file: &'static str, packages: &'static str) -> Need {
+    Need { what, presence: Presence::File(file), packages: Packages::everywhere(packages) }
 }
 
 /// A way to build for `bpfel-unknown-none`.

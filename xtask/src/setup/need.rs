@@ -55,8 +55,8 @@ pub(crate) struct Need {
 pub(crate) enum Presence {
     /// A program on the path.
     Command(&'static str),
-    /// A file with one of these names.
-    AnyFile(&'static [&'static str]),
+    /// A file or a folder.
+    File(&'static str),
     /// `erl_nif.h` of the `erl` on the path.
     NifHeader,
     /// An application of the `erl` on the path.
@@ -132,7 +132,7 @@ impl Presence {
     fn holds(self) -> bool {
         match self {
             Self::Command(name) => on_path(name),
-            Self::AnyFile(names) => names.iter().any(|name| Path::new(name).exists()),
+            Self::File(name) => Path::new(name).exists(),
             Self::NifHeader => on_path("erl") && fixtures::include_folder().is_ok(),
             Self::Application(name) => on_path("erl") && fixtures::has_application(name),
         }

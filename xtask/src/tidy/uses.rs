@@ -2,21 +2,12 @@
 
 /// Every `a::b::c` of the text, with the braces of `use` taken apart.
 pub(super) fn paths(text: &str) -> Vec<String> {
-    let code = code(text);
     let mut paths = Vec::new();
-    for statement in code.split_inclusive([';', '\n']).filter(|part| !is_use(part)) {
-        paths.extend(words(statement));
-    }
-    let mut rest = code.as_str();
-    while let Some(start) = rest.find("use ") {
-        let (before, from) = rest.split_at(start);
-        let end = from.find(';').unwrap_or(from.len());
-        let (statement, after) = from.split_at(end);
-        if before.chars().next_back().is_none_or(char::is_whitespace) {
-            let tree: String = statement.trim_start_matches("use ").split_whitespace().collect();
-            expand("", &tree, &mut paths);
-        }
-        rest = after;
+    for statement in code(text).split(';') {
+        let (expression, tree) = split_at_use(statement);
+        paths.extend(words(expression));
+        let tree: String = tree.split_whitespace().collect();
+        expand("", &tree, &mut paths);
     }
     paths.sort();
     paths.dedup();
@@ -31,8 +22,11 @@ fn code(text: &str) -> String {
         .fold(String::new(), |code, line| code + line + "\n")
 }
 
-fn is_use(part: &str) -> bool {
-    part.contains("use ")
+/// What stands before a `use`, and its tree.
+fn split_at_use(statement: &str) -> (&str, &str) {
+    let mut starts = statement.match_indices("use ").map(|(at, _)| statement.split_at(at));
+    let start = starts.find(|(before, _)| before.chars().next_back().is_none_or(char::is_whitespace));
+    start.map_or((statement, ""), |(before, tree)| (before, tree.trim_start_matches("use ")))
 }
 
 fn words(code: &str) -> Vec<String> {
