@@ -60,7 +60,7 @@ pub struct SampleHeader {
     pub stack_pointer: u64,
     /// `rbp`, or `x29`.
     pub frame_pointer: u64,
-    /// `x30`; 0 on x86_64.
+    /// `x30`; 0 on `x86_64`.
     pub link_register: u64,
     /// Thread id in the initial pid namespace.
     pub thread: u32,

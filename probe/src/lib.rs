@@ -3,7 +3,7 @@
 //! Everything here is plain integers without padding, so that both sides can copy it byte by byte. Discriminants
 //! travel as `u32` and come back through `TryFrom`, since the other side of a contract can be another version.
 //! Addresses are those of the traced process; sizes and lengths are bytes; times are `CLOCK_MONOTONIC` nanoseconds.
-#![no_std]
+#![cfg_attr(not(test), no_std)]
 
 mod event;
 mod site;
@@ -115,10 +115,27 @@ impl Counter {
 
 const _: () = assert!(size_of::<Contract>() == 8);
 const _: () = assert!(size_of::<Control>() == 16);
-const _: () = {
-    let mut index = 0;
-    while index < Counter::ALL.len() {
-        assert!(Counter::ALL[index] as usize == index);
-        index += 1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_stand_at_their_discriminants() {
+        for (index, counter) in Counter::ALL.iter().enumerate() {
+            assert_eq!(*counter as usize, index);
+        }
     }
-};
+
+    #[test]
+    fn discriminants_come_back() {
+        for function in Function::ALL {
+            assert_eq!(Function::try_from(function as u32), Ok(function));
+        }
+        for unknown in [0, 15, u32::MAX] {
+            assert_eq!(Function::try_from(unknown), Err(UnknownFunction(unknown)));
+            assert_eq!(MappingKind::try_from(unknown), Err(UnknownMappingKind(unknown)));
+            assert_eq!(SampleOrigin::try_from(unknown), Err(UnknownSampleOrigin(unknown)));
+        }
+    }
+}

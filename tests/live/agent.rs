@@ -157,6 +157,8 @@ pub(crate) fn in_tests(path: &str) -> PathBuf {
 /// Whole content of a file in `/proc`.
 pub(crate) fn proc_file(path: &str) -> String {
     let mut text = String::new();
-    File::open(path).and_then(|mut file| file.read_to_string(&mut text)).unwrap_or_else(|error| panic!("{path}: {error}"));
+    File::open(path)
+        .and_then(|mut file| file.read_to_string(&mut text))
+        .unwrap_or_else(|error| panic!("{path}: {error}"));
     text
 }

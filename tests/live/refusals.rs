@@ -62,7 +62,10 @@ fn an_output_that_exists() {
 #[test]
 fn a_folder_that_does_not_exist() {
     let node = Subject::node(&[]);
-    refused(&["record", &node.pid().to_string(), "-d", "1s", "-o", "/nonexistent/x.bscope"], &["/nonexistent/x.bscope"]);
+    refused(
+        &["record", &node.pid().to_string(), "-d", "1s", "-o", "/nonexistent/x.bscope"],
+        &["/nonexistent/x.bscope"],
+    );
 }
 
 /// A file system that is full when the recording is written.
@@ -75,7 +78,7 @@ fn a_full_disk() {
     let place = mount.to_string_lossy().into_owned();
     // In a mount namespace of its own, so that nothing stays mounted.
     let script = format!(
-        "mount -t tmpfs -o size=4k tmpfs {place} && exec {} record {} -d 1s -o {place}/x.bscope --quiet",
+        "mount -t tmpfs -o size=16k tmpfs {place} && head -c 16384 /dev/zero > {place}/filler && exec {} record {} -d 1s -o {place}/x.bscope --quiet",
         env!("CARGO_BIN_EXE_beamscope"),
         node.pid()
     );

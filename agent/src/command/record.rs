@@ -29,15 +29,10 @@ pub(super) fn run(args: &RecordArgs, common: Common) -> anyhow::Result<()> {
     // A bad path must be known before the node is touched.
     let output = Output::create(&args.output, args.force)?;
     let target = find::resolve(args.target.as_deref())?;
-    let options = Options {
-        sample_interval: args.sample_bytes,
-        live_blocks: args.max_live,
-        no_tracepoints: args.no_tracepoints,
-    };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the event loop")?;
+    let options =
+        Options { sample_interval: args.sample_bytes, live_blocks: args.max_live, no_tracepoints: args.no_tracepoints };
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the event loop")?;
     let recording = runtime.block_on(async {
         let mut recorder = Recorder::attach(target, &KernelFeatures::detect(), options)?;
         let progress = progress(quiet);

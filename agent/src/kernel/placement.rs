@@ -3,7 +3,7 @@
 //! The kernel puts a breakpoint over the probed instruction. A few instructions it then carries out itself
 //! (`push_setup_ops` and `branch_setup_ops` in arch/x86/kernel/uprobes.c, `arm_probe_decode_insn` in
 //! arch/arm64/kernel/probes/decode-insn.c); every other is run out of line with a second trap, which was measured at
-//! about twelve times the cost on x86_64. So the probe moves past instructions that are neither, as long as the
+//! about twelve times the cost on `x86_64`. So the probe moves past instructions that are neither, as long as the
 //! arguments, the stack pointer and the return address are still where the call put them.
 
 use beamscope_probe::Architecture;

@@ -69,7 +69,11 @@ impl SystemCallTracing {
             Err(error) => return Self::Unavailable { reason: error.clone() },
         };
         // Where tracefs is not mounted, whether it has the tracepoints is known only when it is.
-        let tracepoints = if mount_tracefs { None } else { unless(&features.syscall_tracepoints, "the kernel has no tracepoints at system calls") };
+        let tracepoints = if mount_tracefs {
+            None
+        } else {
+            unless(&features.syscall_tracepoints, "the kernel has no tracepoints at system calls")
+        };
         let missing = tracepoints
             .or_else(|| unless(&features.task_registers, "the kernel gives no registers at system calls"))
             .or_else(|| unless(&features.initial_pid_namespace, "pids here are not the kernel's"));

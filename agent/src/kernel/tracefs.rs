@@ -24,6 +24,6 @@ pub(super) fn with<T: Send>(mount_tracefs: bool, attach: impl FnOnce() -> T + Se
             mount(Some("tracefs"), PLACE, Some("tracefs"), MsFlags::empty(), None::<&str>)?;
             Ok(attach())
         });
-        work.join().map_err(|_| io::Error::other("the attaching thread panicked"))?
+        work.join().unwrap_or_else(|_| Err(io::Error::other("the attaching thread panicked")))
     })
 }

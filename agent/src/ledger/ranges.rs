@@ -13,6 +13,11 @@ const NO_ACCESS: u32 = 0;
 /// Thread and sequence number of the event that made a range: its stack arrives under the same pair.
 type Origin = (u32, u64);
 
+type Site = (Function, StackId);
+
+/// What is still mapped of a site: its ages, and its largest ranges by address and size.
+type Held = (Survivors, Vec<(u64, u64)>);
+
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Range {
     end: u64,
@@ -38,8 +43,8 @@ pub(super) struct RangeLedger {
     leaving: HashMap<u32, Vec<(u64, Range)>>,
     origins: HashMap<Origin, (Function, OriginTotals)>,
     stacks: HashMap<Origin, StackId>,
-    settled: BTreeMap<(Function, StackId), Totals>,
-    outstanding: BTreeMap<(Function, StackId), Series>,
+    settled: BTreeMap<Site, Totals>,
+    outstanding: BTreeMap<Site, Series>,
     heap_end: Option<u64>,
 }
 
@@ -69,7 +74,7 @@ impl RangeLedger {
         match kind {
             MappingKind::Mapped => {
                 // A mapping at a fixed address takes the place of what was there.
-                self.cut(event.address, end).into_iter().for_each(|(start, range)| self.freed(start, &range));
+                self.free(event.address, end);
                 if event.flags & MAP_ANONYMOUS != 0 && event.sequence != 0 {
                     let reserved = event.protection == NO_ACCESS;
                     self.insert(event.address, Range { end, origin, at, function: Function::Mmap, reserved });
@@ -78,9 +83,8 @@ impl RangeLedger {
             MappingKind::Unmapping => {
                 let pieces = self.cut(event.address, end);
                 // What the thread's call before this one took away is gone: it did not fail.
-                for (start, range) in self.leaving.insert(event.thread, pieces).unwrap_or_default() {
-                    self.freed(start, &range);
-                }
+                let before = self.leaving.insert(event.thread, pieces).unwrap_or_default();
+                self.free_all(&before);
             }
             MappingKind::UnmapFailed => {
                 for (start, range) in self.leaving.remove(&event.thread).unwrap_or_default() {
@@ -90,8 +94,8 @@ impl RangeLedger {
             MappingKind::Moved => {
                 let old = self.leaving.remove(&event.thread).unwrap_or_default();
                 let reserved = old.iter().any(|(_, range)| range.reserved);
-                old.into_iter().for_each(|(start, range)| self.freed(start, &range));
-                self.cut(event.address, end).into_iter().for_each(|(start, range)| self.freed(start, &range));
+                self.free_all(&old);
+                self.free(event.address, end);
                 if event.sequence != 0 {
                     self.insert(event.address, Range { end, origin, at, function: Function::Mremap, reserved });
                 }
@@ -109,7 +113,7 @@ impl RangeLedger {
 
     /// Takes the figures at `at` seconds.
     pub(super) fn observe(&mut self, at: f64) {
-        let mut now: BTreeMap<(Function, StackId), u64> =
+        let mut now: BTreeMap<Site, u64> =
             self.settled.iter().map(|(site, totals)| (*site, totals.outstanding_bytes())).collect();
         for (origin, (function, entry)) in &self.origins {
             if let Some(stack) = self.stacks.get(origin) {
@@ -135,9 +139,9 @@ impl RangeLedger {
     /// The sites after a recording of `seconds`; `missing` is the stack of events whose sample was lost.
     pub(super) fn close(mut self, seconds: f64, mut missing: impl FnMut() -> StackId) -> Vec<SiteTotals> {
         for pieces in std::mem::take(&mut self.leaving).into_values() {
-            pieces.iter().for_each(|(start, range)| self.freed(*start, range));
+            self.free_all(&pieces);
         }
-        let mut held: BTreeMap<(Function, StackId), (Survivors, Vec<(u64, u64)>)> = BTreeMap::new();
+        let mut held: BTreeMap<Site, Held> = BTreeMap::new();
         for (start, range) in self.ranges.iter().filter(|(_, range)| !range.reserved) {
             let stack = self.stacks.get(&range.origin).copied().unwrap_or_else(&mut missing);
             let (survivors, largest) = held.entry((range.function, stack)).or_default();
@@ -177,7 +181,7 @@ impl RangeLedger {
         let before = self.heap_end.replace(event.address);
         let Some(before) = before else { return };
         if event.address < before {
-            self.cut(event.address, before).into_iter().for_each(|(start, range)| self.freed(start, &range));
+            self.free(event.address, before);
         } else if event.in_allocator == 0 && event.address > before && event.sequence != 0 {
             let origin = (event.thread, event.sequence);
             let range = Range { end: event.address, origin, at, function: Function::Brk, reserved: false };
@@ -224,6 +228,18 @@ impl RangeLedger {
             pieces.push((at.max(start), Range { end: range.end.min(end), ..range }));
         }
         pieces
+    }
+
+    /// Takes out what lies in `[start, end)`, for good.
+    fn free(&mut self, start: u64, end: u64) {
+        let pieces = self.cut(start, end);
+        self.free_all(&pieces);
+    }
+
+    fn free_all(&mut self, pieces: &[(u64, Range)]) {
+        for (start, range) in pieces {
+            self.freed(*start, range);
+        }
     }
 
     /// Counts a piece as given back for good.

@@ -1,3 +1,5 @@
+//! The ledger against what it must make of known calls.
+
 use beamscope_probe::{COMMAND_BYTES, MappingKind};
 use proptest::prelude::*;
 
@@ -25,10 +27,10 @@ fn counters(allocated: (u64, u64), freed: (u64, u64)) -> beamscope_probe::Site {
     }
 }
 
-fn sample(site: SiteKey, address: u64, at: u64, size: u64, origin: SampleOrigin) -> SampleHeader {
+fn sample(key: SiteKey, address: u64, at: u64, size: u64, origin: SampleOrigin) -> SampleHeader {
     let mut command = [0; COMMAND_BYTES];
     command[..3].copy_from_slice(b"sch");
-    SampleHeader { site, sequence: at, address, size, origin: origin as u32, command, ..SampleHeader::default() }
+    SampleHeader { site: key, sequence: at, address, size, origin: origin as u32, command, ..SampleHeader::default() }
 }
 
 fn close(ledger: Ledger, stacks: &mut Stacks, live: Vec<(u64, Block)>) -> Vec<SiteTotals> {

@@ -42,15 +42,17 @@ impl Code {
     pub(super) fn refresh(&mut self, target: &Target) -> anyhow::Result<()> {
         self.refreshed = Instant::now();
         let maps = target.maps()?;
-        let code = maps.mappings.iter().filter(|mapping| {
-            mapping.permissions.execute && matches!(mapping.backing, Backing::File(_))
-        });
+        let code = maps
+            .mappings
+            .iter()
+            .filter(|mapping| mapping.permissions.execute && matches!(mapping.backing, Backing::File(_)));
         for mapping in code {
             let range = mapping.start.0..mapping.end.0;
             if self.unwinder.knows(&range) {
                 continue;
             }
-            let opened = target.module(&maps, mapping)
+            let opened = target
+                .module(&maps, mapping)
                 .and_then(|file| UnwindSections::of(&file).map(|sections| (file, sections)));
             match opened {
                 Ok((file, sections)) => {

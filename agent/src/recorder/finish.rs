@@ -8,14 +8,16 @@ use beamscope_probe::{Block, Counter, Function, SiteKey};
 use super::Recorder;
 use crate::{
     erts::carrier,
+    kernel::plan::MappingCalls,
     ledger::{Ledger, RawStack, SiteTotals},
     mapping::Address,
     recording::{CarrierSeen, Ended, Interval, Mode, Recording, Site},
     stack::{Frame, FrameKind, StackEnd},
+    target::allocator::Allocator,
 };
 
 /// Smallest block in which a carrier is looked for. The smallest that the VM makes are its main carriers
-/// (`+M<S>mmbcs`, from 32 KiB up; erl_alloc.c, OTP-25.2.3).
+/// (`+M<S>mmbcs`, from 32 KiB up; `erl_alloc.c`, OTP-25.2.3).
 const SMALLEST_CARRIER: u64 = 32 << 10;
 
 impl Recorder {
@@ -127,14 +129,18 @@ impl Recorder {
 
     /// The frame of the allocation function itself. The walk begins at its caller, so only its name is known.
     fn leaf(&self, function: Function) -> Frame {
-        let provider = self
-            .allocators
-            .iter()
-            .find(|allocator| allocator.functions.iter().any(|located| located.function == function));
+        let is_mapping = matches!(function, Function::Mmap | Function::Munmap | Function::Mremap | Function::Brk);
+        let module = if is_mapping && self.plan.mapping_calls != MappingCalls::Functions {
+            Some("kernel".to_owned())
+        } else {
+            let serves =
+                |allocator: &&Allocator| allocator.functions.iter().any(|located| located.function == function);
+            self.allocators.iter().find(serves).map(|allocator| allocator.name.clone())
+        };
         Frame {
             address: Address(0),
             kind: FrameKind::Native,
-            module: provider.map(|allocator| allocator.name.clone()),
+            module,
             function: Some(function.name().to_owned()),
             offset: None,
             file: None,

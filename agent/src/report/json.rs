@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{RankedSite, Report, Total};
 use crate::{
-    attribute::Class,
+    attribute::{Class, Evidence},
     report::label,
     stack::{Frame, FrameKind},
 };
@@ -105,9 +105,16 @@ fn site(ranked: &RankedSite<'_>) -> Value {
     let frames = &site.stack.frames;
     let responsible = attribution.responsible.and_then(|index| frames.get(index));
     let erlang = frames.iter().find(|frame| frame.kind == FrameKind::Erlang);
+    let carriers = attribution.evidence.iter().find_map(|evidence| match evidence {
+        Evidence::Carriers { count, bytes, allocators } => {
+            Some(json!({ "count": count, "bytes": bytes, "allocators": allocators }))
+        }
+        _ => None,
+    });
     json!({
         "kind": kind,
         "class": class,
+        "carriers": carriers,
         "outstanding_bytes": site.outstanding_bytes(),
         "outstanding_blocks": site.outstanding_blocks(),
         "allocated_bytes": site.allocated_bytes,

@@ -20,7 +20,7 @@ const MAXIMUM_FRAMES: usize = 128;
 
 /// Walks the stacks of one process.
 pub struct Unwinder {
-    unwinder: UnwinderNative<SectionBytes, MayAllocateDuringUnwind>,
+    tables: UnwinderNative<SectionBytes, MayAllocateDuringUnwind>,
     cache: CacheNative<MayAllocateDuringUnwind>,
     modules: Vec<Range<u64>>,
     mappings: Mappings,
@@ -35,7 +35,7 @@ impl fmt::Debug for Unwinder {
 impl Default for Unwinder {
     fn default() -> Self {
         Self {
-            unwinder: UnwinderNative::new(),
+            tables: UnwinderNative::new(),
             cache: CacheNative::new(),
             modules: Vec::new(),
             mappings: Mappings::default(),
@@ -50,7 +50,7 @@ impl Unwinder {
         let replaced: Vec<Range<u64>> =
             self.modules.extract_if(.., |old| old.start < code.end && code.start < old.end).collect();
         for old in replaced {
-            self.unwinder.remove_module(old.start);
+            self.tables.remove_module(old.start);
         }
         let UnwindSections { eh_frame, eh_frame_hdr, debug_frame, text, plt: _, got } = tables;
         let (eh_frame_svma, eh_frame) = split(eh_frame);
@@ -69,7 +69,7 @@ impl Unwinder {
             ..ExplicitModuleSectionInfo::default()
         };
         self.modules.push(code.clone());
-        self.unwinder.add_module(Module::new(name, code, bias, sections));
+        self.tables.add_module(Module::new(name, code, bias, sections));
     }
 
     /// Sets the mappings by which code is told from other addresses.
@@ -107,7 +107,8 @@ impl Unwinder {
         loop {
             let pc = address.address();
             let lookup = address.address_for_lookup();
-            let Some(mapping) = self.mappings.find(Address(lookup)).filter(|mapping| mapping.permissions.execute) else {
+            let Some(mapping) = self.mappings.find(Address(lookup)).filter(|mapping| mapping.permissions.execute)
+            else {
                 left_at = Some(lookup);
                 break;
             };
@@ -120,7 +121,7 @@ impl Unwinder {
                 stack.end = StackEnd::Truncated;
                 break;
             }
-            match self.unwinder.unwind_frame(address, &mut registers, &mut self.cache, &mut read) {
+            match self.tables.unwind_frame(address, &mut registers, &mut self.cache, &mut read) {
                 Ok(Some(caller)) => match frame_address(caller, true) {
                     Some(next) => address = next,
                     None => break,

@@ -83,12 +83,11 @@ impl NativeSymbols {
         let mut frames = vec![leaf];
         for (address, lookup) in lookups(stack) {
             let plain;
-            let known = match self.known.get(&lookup) {
-                Some(known) => known,
-                None => {
-                    plain = [plain_frame(lookup, mappings.find(lookup), mappings)];
-                    plain.as_slice()
-                }
+            let known = if let Some(known) = self.known.get(&lookup) {
+                known
+            } else {
+                plain = [plain_frame(lookup, mappings.find(lookup), mappings)];
+                plain.as_slice()
             };
             frames.extend(known.iter().map(|frame| Frame { address, ..frame.clone() }));
         }
@@ -178,11 +177,14 @@ mod tests {
         let named = NativeSymbols::new(1, false).name(&stack, leaf, &mappings);
         let seen: Vec<_> =
             named.frames.iter().skip(1).map(|frame| (frame.kind, frame.module.as_deref(), frame.offset)).collect();
-        assert_eq!(seen, [
-            (FrameKind::Native, Some("leaky.so"), Some(0x1010)),
-            (FrameKind::Jit, None, None),
-            (FrameKind::Unknown, None, None),
-        ]);
+        assert_eq!(
+            seen,
+            [
+                (FrameKind::Native, Some("leaky.so"), Some(0x1010)),
+                (FrameKind::Jit, None, None),
+                (FrameKind::Unknown, None, None),
+            ]
+        );
         assert_eq!(named.frames[1].address, Address(0x2011));
     }
 }

@@ -46,8 +46,10 @@ pub enum FindError {
     #[error("cannot list the processes in /proc")]
     Processes(#[source] ProcError),
     /// No node runs here.
-    #[error("no Erlang node runs on this host{hidden}")]
+    #[error("no Erlang node runs on this host{}{hidden}", asked_for(wanted.as_deref()))]
     NoNodes {
+        /// What was asked for, if anything.
+        wanted: Option<String>,
         /// What could not be looked at.
         hidden: Hidden,
     },
@@ -122,7 +124,7 @@ pub fn resolve(wanted: Option<&str>) -> Result<Target, FindError> {
 /// Index of the node that is meant.
 fn choose(nodes: &[&Node], wanted: Option<&str>, hidden: Hidden) -> Result<usize, FindError> {
     if nodes.is_empty() {
-        return Err(FindError::NoNodes { hidden });
+        return Err(FindError::NoNodes { wanted: wanted.map(str::to_owned), hidden });
     }
     let every = |fits: &dyn Fn(&Node) -> bool| -> Vec<usize> {
         nodes.iter().enumerate().filter(|(_, node)| fits(node)).map(|(index, _)| index).collect()
@@ -154,6 +156,10 @@ fn choose(nodes: &[&Node], wanted: Option<&str>, hidden: Hidden) -> Result<usize
             candidates: several.iter().filter_map(|&index| nodes.get(index).copied().cloned()).collect(),
         }),
     }
+}
+
+fn asked_for(wanted: Option<&str>) -> String {
+    wanted.map(|wanted| format!(", and so none with the pid, name or container id {wanted:?}")).unwrap_or_default()
 }
 
 /// The kernel does not let us look.

@@ -1,6 +1,6 @@
 //! What does each task need on the machine, how is it recognised, and which package has it?
 
-use std::{env, path::Path};
+use std::{env, path::Path, process::Command};
 
 use crate::fixtures;
 
@@ -36,7 +36,7 @@ impl Job {
         match self {
             Self::Demo | Self::Bench => &[ERL, NIF_HEADER, GCC],
             Self::Fixtures => &[ERL, NIF_HEADER, GCC, GXX],
-            Self::Test => &[ERL, NIF_HEADER, CRYPTO, TOOLS, RUNTIME_TOOLS, GCC, GXX, MAKE, MUSL_GCC],
+            Self::Test => &[ERL, NIF_HEADER, CRYPTO, TOOLS, RUNTIME_TOOLS, GCC, GXX, MAKE, MUSL_GCC, JEMALLOC],
         }
     }
 }
@@ -55,6 +55,8 @@ pub(crate) struct Need {
 pub(crate) enum Presence {
     /// A program on the path.
     Command(&'static str),
+    /// A shared library in the loader's cache.
+    Library(&'static str),
     /// A file or a folder.
     File(&'static str),
     /// `erl_nif.h` of the `erl` on the path.
@@ -123,6 +125,12 @@ const MUSL_GCC: Need = Need {
     packages: Packages { debian: "musl-tools", fedora: "musl-gcc", arch: "musl", alpine: "musl-dev", suse: "musl" },
 };
 
+const JEMALLOC: Need = Need {
+    what: "jemalloc as a shared library",
+    presence: Presence::Library("libjemalloc.so.2"),
+    packages: Packages { debian: "libjemalloc2", alpine: "jemalloc", ..Packages::everywhere("jemalloc") },
+};
+
 /// Those of `needs` that are not there.
 pub(super) fn missing(needs: &[Need]) -> Vec<Need> {
     needs.iter().filter(|need| !need.presence.holds()).copied().collect()
@@ -133,6 +141,10 @@ impl Presence {
         match self {
             Self::Command(name) => on_path(name),
             Self::File(name) => Path::new(name).exists(),
+            Self::Library(name) => Command::new("ldconfig")
+                .arg("-p")
+                .output()
+                .is_ok_and(|listed| String::from_utf8_lossy(&listed.stdout).contains(name)),
             Self::NifHeader => on_path("erl") && fixtures::include_folder().is_ok(),
             Self::Application(name) => on_path("erl") && fixtures::has_application(name),
         }
