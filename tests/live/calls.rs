@@ -54,7 +54,9 @@ fn glibc_at_system_calls() {
     let program = compile("gcc", "allocations", folder.path(), &[]);
     let report = check(&program, &[], &[]);
     report.assert_no_loss();
-    assert_eq!(report.0["counts"]["reserved_bytes"], 1 << 30);
+    // What the program set aside, and an arena or two of the C library's.
+    let reserved = report.0["counts"]["reserved_bytes"].as_u64().expect("a count");
+    assert!((1 << 30..(1 << 30) + (256 << 20)).contains(&reserved), "{reserved}");
     assert!(report.0["counts"]["failed_allocations"].as_u64().is_some_and(|failed| failed >= 7));
     // A block of each depth of `descend` is a site of its own, and none is missing.
     assert_eq!(report.sites("case_depths").len(), 40);

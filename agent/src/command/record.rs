@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     time::{MissedTickBehavior, interval, sleep_until},
 };
 
@@ -42,9 +42,11 @@ pub(super) fn run(args: &RecordArgs, common: Common) -> anyhow::Result<()> {
             }
         };
         recorder.notes().iter().for_each(|note| say(format!("note: {note}")));
+        // Before anybody is told that it records, so that no signal finds beamscope unprepared.
+        let mut stop = Stop::listen()?;
         recorder.start()?;
         say(format!("recording process {} for {:?}; Ctrl-C ends it early", recorder.target().pid(), args.duration));
-        let ended = follow(&mut recorder, args.duration, &progress).await?;
+        let ended = follow(&mut recorder, args.duration, &mut stop, &progress).await?;
         progress.set_message("reading the tables");
         let recording = recorder.finish(ended);
         progress.finish_and_clear();
@@ -54,9 +56,27 @@ pub(super) fn run(args: &RecordArgs, common: Common) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn follow(recorder: &mut Recorder, duration: Duration, progress: &ProgressBar) -> anyhow::Result<Ended> {
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
-    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+/// The signals by which a user ends a recording early.
+struct Stop {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Stop {
+    fn listen() -> anyhow::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?,
+            terminate: signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?,
+        })
+    }
+}
+
+async fn follow(
+    recorder: &mut Recorder,
+    duration: Duration,
+    stop: &mut Stop,
+    progress: &ProgressBar,
+) -> anyhow::Result<Ended> {
     let mut poll = interval(POLL_EVERY);
     poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut observe = interval(OBSERVE_EVERY);
@@ -66,8 +86,8 @@ async fn follow(recorder: &mut Recorder, duration: Duration, progress: &Progress
     loop {
         tokio::select! {
             biased;
-            _ = interrupt.recv() => return Ok(Ended::Interrupted),
-            _ = terminate.recv() => return Ok(Ended::Interrupted),
+            _ = stop.interrupt.recv() => return Ok(Ended::Interrupted),
+            _ = stop.terminate.recv() => return Ok(Ended::Interrupted),
             () = &mut end => return Ok(Ended::Duration),
             _ = observe.tick() => {
                 recorder.observe()?;

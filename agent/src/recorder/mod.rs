@@ -93,6 +93,10 @@ impl Recorder {
         }
         let tracing = if options.no_tracepoints {
             SystemCallTracing::Unavailable { reason: "asked for by --no-tracepoints".to_owned() }
+        } else if target.node().libc.as_deref().is_some_and(|libc| libc.starts_with("musl")) {
+            SystemCallTracing::Unavailable {
+                reason: "musl has no unwind tables, so a stack that begins inside it would end there".to_owned(),
+            }
         } else {
             SystemCallTracing::of(features)
         };

@@ -92,14 +92,20 @@ fn among(modules: &[ModuleFile], memory: &ProcessMemory) -> Option<(Vec<Allocato
     let resolved = !served.is_empty();
     let chosen = if resolved { served } else { first_definer(&objects) };
     let libc = libc(&objects);
+    // An allocator that was put before the C library's may leave a function out, and its pointer is filled in only at
+    // the first call: the C library serves it then.
+    let left_out = |function| {
+        let defines = |index: &usize| objects.get(*index).is_some_and(|object| object.defines(function));
+        !chosen.iter().any(defines)
+    };
     let serving: Vec<_> = objects
         .iter()
         .enumerate()
         .map(|(index, object)| {
-            describe(
-                object,
-                |function| if is_mapping(function) { libc == Some(index) } else { chosen.contains(&index) },
-            )
+            describe(object, |function| {
+                let by_libc = libc == Some(index) && (is_mapping(function) || left_out(function));
+                by_libc || (!is_mapping(function) && chosen.contains(&index))
+            })
         })
         .filter(|allocator| !allocator.functions.is_empty())
         .collect();
