@@ -1,6 +1,6 @@
 //! Which code is only a way to allocate, so that its caller is the one to be looked at?
 
-use crate::stack::{Frame, FrameKind};
+use crate::stack::{Frame, FrameKind, KERNEL_MODULE};
 
 /// Names, without version and `.so`, of the C library in all its parts, the dynamic linker, the runtime of C++, and
 /// allocators that take malloc's place.
@@ -45,7 +45,8 @@ const PATHS: [&str; 12] = [
 
 /// Whether the frame lies in a library that allocates for others.
 pub(super) fn is_in_wrapper_library(frame: &Frame) -> bool {
-    frame.kind == FrameKind::Native && frame.module.as_deref().is_some_and(is_wrapper_library)
+    let is_wrapper = |module: &str| module == KERNEL_MODULE || is_wrapper_library(module);
+    frame.kind == FrameKind::Native && frame.module.as_deref().is_some_and(is_wrapper)
 }
 
 /// Whether the frame's function only allocates for its caller, wherever it lies.

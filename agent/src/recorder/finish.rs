@@ -12,7 +12,7 @@ use crate::{
     ledger::{Ledger, RawStack, SiteTotals},
     mapping::Address,
     recording::{CarrierSeen, Ended, Interval, Mode, Recording, Site},
-    stack::{Frame, FrameKind, StackEnd},
+    stack::{Frame, FrameKind, KERNEL_MODULE, StackEnd},
     target::allocator::Allocator,
 };
 
@@ -131,7 +131,7 @@ impl Recorder {
     fn leaf(&self, function: Function) -> Frame {
         let is_mapping = matches!(function, Function::Mmap | Function::Munmap | Function::Mremap | Function::Brk);
         let module = if is_mapping && self.plan.mapping_calls != MappingCalls::Functions {
-            Some("kernel".to_owned())
+            Some(KERNEL_MODULE.to_owned())
         } else {
             let serves =
                 |allocator: &&Allocator| allocator.functions.iter().any(|located| located.function == function);

@@ -16,7 +16,11 @@ use super::{
     legend::{self, Code},
     unit::{self, Units},
 };
-use crate::{attribute::Class, recording::Site, stack::StackEnd};
+use crate::{
+    attribute::{Class, Evidence},
+    recording::Site,
+    stack::StackEnd,
+};
 
 /// Letters of the subtitle at most: what 1200 pixels take.
 const SUBTITLE: usize = 150;
@@ -156,7 +160,17 @@ fn names(ranked: &RankedSite<'_>, palette: &mut PaletteMap) -> Vec<String> {
             push("native", Code::Branch);
             push(&format!("{library}:"), Code::Branch);
         }
-        Class::Vm => push("VM", Code::Branch),
+        Class::Vm => {
+            push("VM", Code::Branch);
+            let allocator = ranked.attribution.evidence.iter().find_map(|evidence| match evidence {
+                Evidence::Carriers { allocators, .. } => allocators.first(),
+                _ => None,
+            });
+            push(
+                &allocator.map_or_else(|| "no carriers".to_owned(), |name| format!("carriers of {name}")),
+                Code::Branch,
+            );
+        }
         Class::Unknown => push("unknown", Code::Branch),
     }
     match ranked.site.stack.end {

@@ -1,6 +1,6 @@
 //! What is a frame called in a table, a stack and a flame graph?
 
-use crate::stack::{Frame, FrameKind};
+use crate::stack::{Frame, FrameKind, KERNEL_MODULE};
 
 /// What code that the VM made at run time is called as long as it has no name.
 pub const JIT: &str = "Erlang code [JIT]";
@@ -10,7 +10,7 @@ pub fn function(frame: &Frame) -> String {
     let module = frame.module.as_deref();
     let name = match (frame.kind, frame.function.as_deref().filter(|name| !name.is_empty()), module) {
         (FrameKind::Erlang, Some(function), Some(module)) => format!("{module}:{function}"),
-        (_, Some(function), _) => function.to_owned(),
+        (_, Some(function), _) => without_parameters(function).to_owned(),
         (FrameKind::Jit, None, _) => JIT.to_owned(),
         (_, None, Some(module)) => format!("{module}+{:#x}", frame.offset.unwrap_or(0)),
         (_, None, None) => frame.address.to_string(),
@@ -21,9 +21,35 @@ pub fn function(frame: &Frame) -> String {
 /// The frame's function and its file: `leak_nif [leaky.so]`, `leaky.so+0x1234`.
 pub fn function_and_module(frame: &Frame) -> String {
     match (frame.kind, &frame.function, &frame.module) {
+        (FrameKind::Native, Some(_), Some(module)) if module == KERNEL_MODULE => {
+            format!("{} {module}", function(frame))
+        }
         (FrameKind::Native, Some(_), Some(module)) => format!("{} [{}]", function(frame), clean(module)),
         _ => function(frame),
     }
+}
+
+/// A C++ function without the list of its parameters, which is longer than its name and says less.
+fn without_parameters(function: &str) -> &str {
+    let end = function.strip_suffix(" const").unwrap_or(function);
+    if !end.ends_with(')') {
+        return function;
+    }
+    let mut depth = 0_u32;
+    for (at, letter) in end.char_indices().rev() {
+        match letter {
+            ')' => depth += 1,
+            '(' => depth -= 1,
+            _ => {}
+        }
+        if depth == 0 {
+            let name = end.get(..at).unwrap_or_default();
+            // `operator()` and `(anonymous namespace)` are names.
+            let is_list = !name.is_empty() && !name.ends_with("operator") && !name.ends_with("::");
+            return if is_list { name } else { function };
+        }
+    }
+    function
 }
 
 /// Source file and line: `leaky.c:42`, the folders left out.
@@ -70,6 +96,30 @@ mod tests {
         assert_eq!(function(&unknown), "0x10");
         let erlang = Frame { kind: FrameKind::Erlang, ..sample::frame("shop", "add/2", None) };
         assert_eq!(function_and_module(&erlang), "shop:add/2");
+    }
+
+    #[test]
+    fn leaves_parameters_out() {
+        for (function, name) in [
+            ("operator new(unsigned long)", "operator new"),
+            (
+                "beam_jit_call_nif(process*, unsigned long (*)(enif_environment_t*, int), erl_module_nif*)",
+                "beam_jit_call_nif",
+            ),
+            ("Table<int (char)>::find(int) const", "Table<int (char)>::find"),
+            ("Job::operator()(int) const", "Job::operator()"),
+            ("Job::operator()", "Job::operator()"),
+            ("(anonymous namespace)", "(anonymous namespace)"),
+            ("main", "main"),
+            (")", ")"),
+            ("a)", "a)"),
+            (
+                "<alloc::vec::Vec<u8> as core::fmt::Write>::write_str",
+                "<alloc::vec::Vec<u8> as core::fmt::Write>::write_str",
+            ),
+        ] {
+            assert_eq!(without_parameters(function), name);
+        }
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub(super) enum Code {
 
 const LEGEND: [(Code, &str); 6] = [
     (Code::Native, "NIF, driver, library"),
-    (Code::Wrapper, "libc, C++ runtime"),
+    (Code::Wrapper, "libc, C++ runtime, kernel"),
     (Code::Vm, "VM (beam.smp)"),
     (Code::Erlang, "Erlang (JIT)"),
     (Code::Unknown, "unknown, cut"),

@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::mapping::Address;
 
+/// Module of the frame that stands for a system call. No file is called so.
+pub const KERNEL_MODULE: &str = "[kernel]";
+
 /// One frame: an address and what is known of it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Frame {
