@@ -200,7 +200,7 @@ tracepoints at system calls
   next: run beamscope as root, or let it read /sys/kernel/tracing
 
 registers at system calls
-  lost: mmap, munmap and mremap have no stacks
+  lost: mmap is followed in the C library and not at the system call: callers that go around it are not seen
   next: see BPF programs
 
 memory of other users' processes

@@ -14,7 +14,7 @@ pub struct Point {
     pub value: u64,
 }
 
-/// A figure over time. Where it grows past [`CAPACITY`] points, every second one is dropped and from then on only every
+/// A figure over time. Where it grows past 256 points, every second one is dropped and from then on only every
 /// second one is taken, so that the points always cover the whole recording evenly.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Series {

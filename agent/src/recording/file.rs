@@ -42,7 +42,7 @@ pub enum RecordingError {
     /// Its checksum, its compression or its JSON is wrong.
     #[error("the recording is damaged")]
     Damaged(#[source] io::Error),
-    /// It unpacks to more than [`JSON_BYTES`].
+    /// It unpacks to more than 2 GiB.
     #[error("the recording unpacks to more than {JSON_BYTES} bytes")]
     TooLarge,
     /// The file could not be read.
