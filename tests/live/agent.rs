@@ -97,7 +97,7 @@ impl Drop for Recording {
 pub(crate) struct Report(pub Value);
 
 impl Report {
-    fn of(recording: &Path) -> Self {
+    pub(crate) fn of(recording: &Path) -> Self {
         let output = run(&["report", &recording.to_string_lossy(), "--format", "json"]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         Self(serde_json::from_slice(&output.stdout).expect("JSON"))

@@ -1,9 +1,9 @@
 //! Does beamscope leave the node alone: while it attaches, while it records, and after its end, however it ends?
 
-use std::{thread::sleep, time::Duration};
+use std::{path::Path, thread::sleep, time::Duration};
 
 use crate::{
-    agent::{Recording, proc_file, tool},
+    agent::{Recording, Report, proc_file, tool},
     subject::Subject,
 };
 
@@ -110,4 +110,23 @@ fn each_probe_that_is_called_often_is_cheap() {
         assert!(!recording.log().contains(&format!("note: {function} in")), "{}", recording.log());
     }
     recording.stop();
+}
+
+/// Neither the agent nor the BPF programs need the kernel's type information where the C library's functions are followed.
+#[test]
+fn no_btf_is_needed() {
+    let mut node = Subject::node(&[]);
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("x.bscope").to_string_lossy().into_owned();
+    node.ask("leak malloc 1000 10 50");
+    // In a mount namespace of its own, so that nothing stays mounted.
+    let script = format!(
+        "mount -t tmpfs tmpfs /sys/kernel/btf && exec {} record {} --no-tracepoints -d 2s -o {file}",
+        env!("CARGO_BIN_EXE_beamscope"),
+        node.pid()
+    );
+    tool("unshare", &["-m", "sh", "-c", &script]);
+    let report = Report::of(Path::new(&file));
+    report.assert_no_loss();
+    assert!(report.sum("take_malloc", "outstanding_bytes") > 100_000);
 }
