@@ -82,12 +82,14 @@ pub enum MappingKind {
     Mapped = 1,
     /// `munmap` or `mremap` begins for `address`, `length`: from here on the pages can be somebody else's.
     Unmapping,
-    /// The call that this thread began last failed: the range is still there.
+    /// The call that began at `began` failed: the range is still there.
     UnmapFailed,
-    /// `mremap` made `address`, `length` out of the range that this thread began to unmap last.
+    /// The `mremap` that began at `began` made `address`, `length` out of its range.
     Moved,
     /// `brk` moved the end of the heap to `address`.
     Break,
+    /// The `munmap` that began at `began` is over.
+    Unmapped,
 }
 
 /// A `u32` that is no [`MappingKind`].
@@ -104,6 +106,7 @@ impl TryFrom<u32> for MappingKind {
             3 => Ok(Self::UnmapFailed),
             4 => Ok(Self::Moved),
             5 => Ok(Self::Break),
+            6 => Ok(Self::Unmapped),
             _ => Err(UnknownMappingKind(value)),
         }
     }
@@ -117,6 +120,8 @@ pub struct MappingEvent {
     pub sequence: u64,
     /// When it happened.
     pub at: u64,
+    /// `at` of the [`MappingKind::Unmapping`] by which the call began.
+    pub began: u64,
     /// Begin of the range; for [`MappingKind::Break`] the end of the heap.
     pub address: u64,
     /// Length of the range, as it was asked for.
@@ -136,4 +141,4 @@ pub struct MappingEvent {
 }
 
 const _: () = assert!(size_of::<SampleHeader>() == 112);
-const _: () = assert!(size_of::<MappingEvent>() == 56);
+const _: () = assert!(size_of::<MappingEvent>() == 64);

@@ -94,6 +94,31 @@ pub enum Counter {
 }
 
 impl Counter {
+    /// Its name in recordings.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::FailedAllocations => "failed_allocations",
+            Self::UnknownFrees => "unknown_frees",
+            Self::LiveTableFull => "live_table_full",
+            Self::LiveTableFullBytes => "live_table_full_bytes",
+            Self::SiteTableFull => "site_table_full",
+            Self::CallTableFull => "call_table_full",
+            Self::UnmatchedReturns => "unmatched_returns",
+            Self::AbandonedCalls => "abandoned_calls",
+            Self::MissedFrees => "missed_frees",
+            Self::FailedReads => "failed_reads",
+            Self::LostSamples => "lost_samples",
+            Self::LostMappings => "lost_mappings",
+            Self::MappingCallTableFull => "mapping_call_table_full",
+            Self::AllocatorMappings => "allocator_mappings",
+        }
+    }
+
+    /// Whether it counts something that is missing from the figures.
+    pub const fn is_loss(self) -> bool {
+        !matches!(self, Self::FailedAllocations | Self::UnknownFrees | Self::AllocatorMappings)
+    }
+
     /// All counters, in the order of their discriminants.
     pub const ALL: [Self; 14] = [
         Self::FailedAllocations,
@@ -132,7 +157,7 @@ mod tests {
         for function in Function::ALL {
             assert_eq!(Function::try_from(function as u32), Ok(function));
         }
-        for unknown in [0, 15, u32::MAX] {
+        for unknown in [0, 16, u32::MAX] {
             assert_eq!(Function::try_from(unknown), Err(UnknownFunction(unknown)));
             assert_eq!(MappingKind::try_from(unknown), Err(UnknownMappingKind(unknown)));
             assert_eq!(SampleOrigin::try_from(unknown), Err(UnknownSampleOrigin(unknown)));

@@ -104,6 +104,12 @@ fn pvalloc(ctx: ProbeContext) -> u32 {
     enter(&ctx, Function::Pvalloc, argument(&ctx, 0), 0)
 }
 
+/// Entry of an allocator's own `operator new`.
+#[uprobe]
+fn operator_new(ctx: ProbeContext) -> u32 {
+    enter(&ctx, Function::OperatorNew, argument(&ctx, 0), 0)
+}
+
 /// Return of any allocation function.
 #[uretprobe]
 fn allocated(ctx: RetProbeContext) -> u32 {

@@ -24,7 +24,7 @@ pub enum Function {
     Valloc,
     /// `pvalloc(size)`
     Pvalloc,
-    /// `free(address)`
+    /// `free(address)`, and the `operator delete` of an allocator that has its own
     Free,
     /// `mmap(address, length, protection, flags, descriptor, offset)`
     Mmap,
@@ -34,11 +34,13 @@ pub enum Function {
     Mremap,
     /// `brk(end)`
     Brk,
+    /// The `operator new` of an allocator that has its own: its first parameter is the size
+    OperatorNew,
 }
 
 impl Function {
     /// All functions, in the order of their discriminants.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Malloc,
         Self::Calloc,
         Self::Realloc,
@@ -53,6 +55,7 @@ impl Function {
         Self::Munmap,
         Self::Mremap,
         Self::Brk,
+        Self::OperatorNew,
     ];
 
     /// The name of its C symbol.
@@ -72,6 +75,7 @@ impl Function {
             Self::Munmap => "munmap",
             Self::Mremap => "mremap",
             Self::Brk => "brk",
+            Self::OperatorNew => "operator new",
         }
     }
 }

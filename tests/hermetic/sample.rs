@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use beamscope::{
     ledger::{Series, Survivors},
     mapping::{Address, Mappings},
-    recording::{CarrierSeen, Emulator, Ended, Interval, Mode, Node, Recording, Site, Snapshot},
+    recording::{CarrierSeen, Emulator, Ended, Interval, Mode, Node, Probe, Recording, Site, Snapshot},
     stack::{Frame, FrameKind, Stack, StackEnd},
 };
 
@@ -49,6 +49,7 @@ pub(crate) fn recording() -> Recording {
             ("unknown_frees".into(), 4711),
             ("stack_samples".into(), 4120),
         ]),
+        probes: vec![Probe { place: "malloc in libc.so.6".into(), emulated: true }],
         notes: vec!["malloc and free are followed in libc.so.6, one probe each for entry and return".into()],
         defects: vec!["libcrypto.so.3 has no symbols; its frames are shown as offsets".into()],
     }

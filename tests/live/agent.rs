@@ -53,16 +53,6 @@ impl Recording {
         Self { child, folder, log, seen }
     }
 
-    /// Its process id.
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// What it had to say before it recorded.
-    pub(crate) fn log(&self) -> &str {
-        &self.seen
-    }
-
     /// Ends it as Ctrl-C does and returns its report.
     pub(crate) fn stop(self) -> Report {
         kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGINT).expect("it runs");

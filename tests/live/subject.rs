@@ -94,10 +94,11 @@ pub(crate) fn figure(answer: &str, name: &str) -> u64 {
     pair.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("no {name} in {answer:?}"))
 }
 
-/// Compiles `tests/programs/NAME.c` with `compiler`.
+/// Compiles `tests/programs/NAME.c`, or `.cc`, with `compiler`.
 pub(crate) fn compile(compiler: &str, name: &str, folder: &Path, arguments: &[&str]) -> PathBuf {
     let program = folder.join(name);
-    let source = crate::agent::in_tests(&format!("programs/{name}.c"));
+    let ending = if compiler == "g++" { "cc" } else { "c" };
+    let source = crate::agent::in_tests(&format!("programs/{name}.{ending}"));
     let mut all = vec!["-Wall", "-Wextra", "-Werror", "-O1", "-g", "-fno-builtin", "-rdynamic", "-pthread"];
     let (source, output) = (source.to_string_lossy(), program.to_string_lossy());
     all.extend([&*source, "-o", &*output]);

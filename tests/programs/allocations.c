@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <malloc.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -29,6 +30,7 @@ static void *volatile kept[4096];
 static volatile int kept_count;
 static volatile size_t huge = SIZE_MAX / 4;
 static void *volatile from_before[8];
+static void *volatile mapping_from_before;
 
 static size_t outstanding, blocks, allocated;
 
@@ -41,6 +43,12 @@ static void *keep(void *block, size_t size)
     allocated += size;
     blocks += 1;
     return block;
+}
+
+static void keep_uncounted(void *block)
+{
+    if (!block) abort();
+    kept[0] = block;
 }
 
 static void *gone(void *block, size_t size)
@@ -162,6 +170,111 @@ CASE case_mremap(void)
     if (mremap(large, 64 * page, SIZE_MAX / 2, MREMAP_MAYMOVE) != MAP_FAILED) abort();
 }
 
+CASE case_mapping_from_before(void)
+{
+    size_t page = sysconf(_SC_PAGESIZE);
+    /* Only what it grows by is new. */
+    void *grown = mremap(mapping_from_before, 8 * page, 10 * page, MREMAP_MAYMOVE);
+    if (grown == MAP_FAILED) abort();
+    keep(grown, 2 * page);
+    /* A file's pages are no memory of the process's own. */
+    char name[] = "/tmp/beamscope-test-XXXXXX";
+    int file = mkstemp(name);
+    if (file < 0 || unlink(name) || ftruncate(file, 100 * page)) abort();
+    void *view = mmap(NULL, page, PROT_READ, MAP_SHARED, file, 0);
+    if (view == MAP_FAILED || mremap(view, page, 100 * page, MREMAP_MAYMOVE) == MAP_FAILED) abort();
+    close(file);
+}
+
+CASE case_set_aside(void)
+{
+    size_t page = sysconf(_SC_PAGESIZE);
+    char *reserved = mmap(NULL, 1 << 28, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (reserved == MAP_FAILED || mprotect(reserved + 5 * page, 16 * page, PROT_READ | PROT_WRITE)) abort();
+    keep(reserved, 16 * page);
+}
+
+CASE case_brk(void)
+{
+#ifdef __GLIBC__
+    if (sbrk(65536) == (void *)-1) abort();
+    outstanding = allocated = 65536;
+    blocks = 1;
+#endif
+}
+
+enum { WORKERS = 8, ROUNDS = 4000, SLOTS = 64 };
+static _Atomic(void *) slots[SLOTS];
+static _Atomic size_t contended_outstanding, contended_blocks, contended_allocated;
+
+static size_t size_of(void *block) { return *(size_t *)block; }
+
+/* Threads hand blocks to each other: what one allocates, another resizes or frees. */
+__attribute__((noinline)) static void *contend(void *argument)
+{
+    unsigned state = (unsigned)(uintptr_t)argument * 2654435761u + 1;
+    for (int i = 0; i < ROUNDS; i++) {
+        state = state * 1664525u + 1013904223u;
+        size_t size = 16 + (state >> 20);
+        size_t *block = malloc(size);
+        *block = size;
+        contended_allocated += size;
+        contended_outstanding += size;
+        contended_blocks++;
+        size_t *other = atomic_exchange(&slots[(state >> 8) % SLOTS], block);
+        if (!other) continue;
+        contended_outstanding -= size_of(other);
+        if (state & 64) {
+            size = size_of(other) * 2;
+            other = realloc(other, size);
+            *other = size;
+            contended_allocated += size;
+            contended_outstanding += size;
+            if (state & 128) continue;
+            contended_outstanding -= size;
+        }
+        contended_blocks--;
+        free(other);
+    }
+    return argument;
+}
+
+CASE case_contention(void)
+{
+    pthread_t threads[WORKERS];
+    for (uintptr_t i = 0; i < WORKERS; i++)
+        if (pthread_create(&threads[i], NULL, contend, (void *)(i + 1))) abort();
+    for (int i = 0; i < WORKERS; i++)
+        if (pthread_join(threads[i], NULL)) abort();
+    outstanding = contended_outstanding;
+    blocks = contended_blocks;
+    allocated = contended_allocated;
+}
+
+/* More heights of the stack than the probe has room for. */
+__attribute__((noinline)) static int sink_in(int depth)
+{
+    keep_uncounted(malloc(16));
+    if (depth == 0) return 0;
+    return sink_in(depth - 1) + 1;
+}
+
+static void *deep_main(void *argument)
+{
+    if (sink_in(69999) != 69999) abort();
+    return argument;
+}
+
+CASE case_deep(void)
+{
+    pthread_attr_t attributes;
+    pthread_t thread;
+    if (pthread_attr_init(&attributes) || pthread_attr_setstacksize(&attributes, 64 << 20)) abort();
+    if (pthread_create(&thread, &attributes, deep_main, NULL) || pthread_join(thread, NULL)) abort();
+    blocks = 70000;
+    outstanding = allocated = 16 * blocks;
+}
+
 static void *thread_main(void *argument)
 {
     free(gone(malloc(2000), 2000));
@@ -233,11 +346,16 @@ static const struct {
     {"free_from_before", case_free_from_before},
     {"mmap", case_mmap},
     {"mremap", case_mremap},
+    {"mapping_from_before", case_mapping_from_before},
+    {"set_aside", case_set_aside},
+    {"brk", case_brk},
     {"other_thread_frees", case_other_thread_frees},
     {"fork", case_fork},
     {"depths", case_depths},
-    /* Its blocks have the thread's stack, and so the function `thread_main`. */
+    /* Their blocks have the threads' stacks, and so the functions `thread_main`, `contend` and `sink_in`. */
     {"threads", case_threads},
+    {"contention", case_contention},
+    {"deep", case_deep},
 };
 
 int main(void)
@@ -248,6 +366,9 @@ int main(void)
     setvbuf(stdin, in, _IOLBF, sizeof in);
     setvbuf(stdout, out, _IOLBF, sizeof out);
     for (size_t i = 0; i < sizeof from_before / sizeof *from_before; i++) from_before[i] = malloc(100);
+    mapping_from_before =
+        mmap(NULL, 8 * sysconf(_SC_PAGESIZE), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (mapping_from_before == MAP_FAILED) abort();
     /* The C library keeps a thread's stack and its bookkeeping for the next thread. */
     pthread_t first;
     if (pthread_create(&first, NULL, (void *(*)(void *))(void *)free, NULL) || pthread_join(first, NULL)) abort();

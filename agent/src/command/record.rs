@@ -33,9 +33,10 @@ pub(super) fn run(args: &RecordArgs, common: Common) -> anyhow::Result<()> {
         Options { sample_interval: args.sample_bytes, live_blocks: args.max_live, no_tracepoints: args.no_tracepoints };
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the event loop")?;
-    let recording = runtime.block_on(async {
-        let mut recorder = Recorder::attach(target, &KernelFeatures::detect(), options)?;
+    runtime.block_on(async {
         let progress = progress(quiet);
+        progress.set_message("attaching");
+        let mut recorder = Recorder::attach(target, &KernelFeatures::detect(), options)?;
         let say = |text: String| {
             if !quiet {
                 progress.suspend(|| anstream::eprintln!("{text}"));
@@ -48,18 +49,21 @@ pub(super) fn run(args: &RecordArgs, common: Common) -> anyhow::Result<()> {
         say(format!("recording process {} for {:?}; Ctrl-C ends it early", recorder.target().pid(), args.duration));
         let ended = follow(&mut recorder, args.duration, &mut stop, &progress).await?;
         progress.set_message("reading the tables");
-        let recording = recorder.finish(ended);
+        let recording = recorder.finish(ended)?;
+        output.commit(|into| Ok(file::write(&recording, into)?))?;
+        progress.set_message("taking the probes away");
+        drop(recorder);
         progress.finish_and_clear();
-        recording
-    })?;
-    output.commit(|into| Ok(file::write(&recording, into)?))?;
-    Ok(())
+        Ok(())
+    })
 }
 
 /// The signals by which a user ends a recording early.
 struct Stop {
     interrupt: Signal,
     terminate: Signal,
+    /// The terminal was closed.
+    hang_up: Signal,
 }
 
 impl Stop {
@@ -67,6 +71,7 @@ impl Stop {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?,
             terminate: signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?,
+            hang_up: signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?,
         })
     }
 }
@@ -88,6 +93,7 @@ async fn follow(
             biased;
             _ = stop.interrupt.recv() => return Ok(Ended::Interrupted),
             _ = stop.terminate.recv() => return Ok(Ended::Interrupted),
+            _ = stop.hang_up.recv() => return Ok(Ended::Interrupted),
             () = &mut end => return Ok(Ended::Duration),
             _ = observe.tick() => {
                 recorder.observe()?;

@@ -21,6 +21,8 @@ pub struct Point {
     pub offset: u64,
     /// Function and library, for messages.
     pub place: String,
+    /// Whether the kernel carries out the instruction there by itself.
+    pub emulated: bool,
 }
 
 /// How `mmap`, `munmap`, `mremap` and `brk` are followed.
@@ -151,7 +153,7 @@ struct Programs {
 
 fn programs(function: Function) -> Programs {
     let (on_return, arguments) = match function {
-        Function::Malloc | Function::Valloc | Function::Pvalloc => (Some("allocated"), 1),
+        Function::Malloc | Function::Valloc | Function::Pvalloc | Function::OperatorNew => (Some("allocated"), 1),
         Function::Calloc | Function::Realloc | Function::AlignedAlloc | Function::Memalign => (Some("allocated"), 2),
         Function::Reallocarray | Function::PosixMemalign => (Some("allocated"), 3),
         Function::Free => (None, 1),
@@ -159,7 +161,8 @@ fn programs(function: Function) -> Programs {
         Function::Munmap => (Some("mapped"), 2),
         Function::Mmap | Function::Mremap => (Some("mapped"), 4),
     };
-    Programs { on_entry: function.name(), on_return, arguments }
+    let on_entry = if function == Function::OperatorNew { "operator_new" } else { function.name() };
+    Programs { on_entry, on_return, arguments }
 }
 
 fn is_mapping_call(function: Function) -> bool {
@@ -172,6 +175,7 @@ fn point(program: &'static str, allocator: &Allocator, located: &Located, placem
         path: allocator.attach_path.clone(),
         offset: located.offset.0.saturating_add(placement.offset),
         place: name.to_owned(),
+        emulated: placement.emulated,
     }
 }
 

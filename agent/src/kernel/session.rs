@@ -3,7 +3,7 @@
 //! Nothing of it outlives the process: programs, maps and breakpoints hang on file descriptors, which the kernel closes
 //! however beamscope ends.
 
-use std::num::NonZeroU32;
+use std::{num::NonZeroU32, thread};
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -30,11 +30,24 @@ pub struct Settings {
     pub sample_interval: u64,
     /// Blocks that can be followed at a time.
     pub live_blocks: u32,
+    /// Where the heap that `brk` moves ends; 0 where there is none.
+    pub heap_end: u64,
 }
 
 /// Stacks that are captured for each site before sampling decides alone: one more than the two that show whether a
 /// site merges several stacks.
 const INTRODUCTIONS: u32 = 3;
+
+/// Entries of the map `SITES`, as its definition in the program has it.
+const SITES: usize = 1 << 16;
+
+/// Entries of the map `CALLS`: for the threads of any node, and for the shares that the kernel gives each processor
+/// (`LOCAL_FREE_TARGET` in kernel/bpf/bpf_lru_list.c is 128).
+const CALLS: u32 = 16_384;
+const CALLS_PER_PROCESSOR: u32 = 256;
+
+/// Only makes a new entry (include/uapi/linux/bpf.h).
+const BPF_NOEXIST: u64 = 1;
 
 /// Why the probe could not be loaded, attached or read.
 #[derive(Debug, Error)]
@@ -97,8 +110,20 @@ pub struct Session {
     samples: RingBuf<MapData>,
     mappings: RingBuf<MapData>,
     settings: Control,
-    /// Holds programs and links; dropped last.
-    _ebpf: Ebpf,
+    /// Programs and links, until they are taken away.
+    attached: Option<Ebpf>,
+    /// Takes them away.
+    detaching: Option<thread::JoinHandle<()>>,
+}
+
+impl Drop for Session {
+    /// Waits until the node is free of probes.
+    fn drop(&mut self) {
+        if let Some(detaching) = self.detaching.take() {
+            // The thread only closes descriptors.
+            detaching.join().unwrap_or_default();
+        }
+    }
 }
 
 impl std::fmt::Debug for Session {
@@ -111,11 +136,16 @@ impl Session {
     /// Loads the probe and attaches it to process `pid`. It records nothing before [`Session::start`].
     pub fn attach(plan: &AttachPlan, pid: NonZeroU32, settings: &Settings) -> Result<Self, SessionError> {
         object::check(object::PREBUILT, object::HOST)?;
+        let processors = aya::util::nr_cpus().map_err(|(_, error)| SessionError::Processors(error))?;
+        let processors = u32::try_from(processors).unwrap_or(u32::MAX);
         let mut ebpf = EbpfLoader::new()
             .map_max_entries("LIVE", settings.live_blocks)
+            .map_max_entries("CALLS", CALLS.max(processors.saturating_mul(CALLS_PER_PROCESSOR)))
             .load(object::PREBUILT)
             .map_err(SessionError::Load)?;
-        prepare_sampling(&mut ebpf, settings.sample_interval)?;
+        prepare_sampling(&mut ebpf, settings.sample_interval, processors)?;
+        let mut heap_end: Array<_, u64> = borrow(&mut ebpf, "HEAP_END")?;
+        heap_end.set(0, settings.heap_end, 0).map_err(in_map("HEAP_END"))?;
         for function in Function::ALL {
             // Where a site finds no room, its blocks are counted here.
             let key = SiteKey { function: function as u32, ..SiteKey::default() };
@@ -134,7 +164,8 @@ impl Session {
             samples: take(&mut ebpf, "SAMPLES")?,
             mappings: take(&mut ebpf, "MAPPINGS")?,
             settings: Control { recording: 0, target: plan.target, introductions: INTRODUCTIONS, reserved: 0 },
-            _ebpf: ebpf,
+            attached: Some(ebpf),
+            detaching: None,
         })
     }
 
@@ -143,9 +174,13 @@ impl Session {
         self.set_recording(1)
     }
 
-    /// Ends it, with all probes at once: from here on the tables stand still.
+    /// Ends it, with all probes at once: from here on the tables stand still. They have descriptors of their own, so the
+    /// probes are taken away meanwhile; the kernel needs some hundredths of a second for each.
     pub fn stop(&mut self) -> Result<(), SessionError> {
-        self.set_recording(0)
+        let stopped = self.set_recording(0);
+        let attached = self.attached.take();
+        self.detaching = Some(thread::spawn(|| drop(attached)));
+        stopped
     }
 
     fn set_recording(&mut self, recording: u32) -> Result<(), SessionError> {
@@ -183,9 +218,33 @@ impl Session {
         limit
     }
 
-    /// The sites and what was allocated at them.
+    /// The sites and what was allocated at them, sorted by their keys.
     pub fn sites(&self) -> Result<Vec<(SiteKey, Site)>, SessionError> {
-        self.sites.iter().map(|entry| entry.map(|(key, site)| (key.0, site.0)).map_err(in_map("SITES"))).collect()
+        let entries = self.sites.iter().map(|entry| entry.map(|(key, site)| (key.0, site.0)).map_err(in_map("SITES")));
+        let mut sites = entries.collect::<Result<Vec<_>, _>>()?;
+        sites.sort_unstable_by_key(|(key, _)| *key);
+        Ok(sites)
+    }
+
+    /// Prepares for a table of sites that is nearly full: gives each caller in it an entry for all heights of its stack,
+    /// so that what finds no room of its own is still counted at its caller.
+    pub fn prepare_for_full_sites(&mut self, sites: &[(SiteKey, Site)]) -> Result<(), SessionError> {
+        if sites.len() < SITES / 10 * 8 {
+            return Ok(());
+        }
+        let exists = |key: &SiteKey| sites.binary_search_by_key(key, |(key, _)| *key).is_ok();
+        let mut coarse: Vec<SiteKey> = sites.iter().map(|(key, _)| SiteKey { stack_pointer: 0, ..*key }).collect();
+        coarse.sort_unstable();
+        coarse.dedup();
+        for key in coarse.into_iter().filter(|key| !exists(key)) {
+            match self.sites.insert(Wire(key), Wire(Site::default()), BPF_NOEXIST) {
+                Ok(()) => {}
+                // The probe or an earlier call was faster, or the table has filled up meanwhile: both are counted there.
+                Err(MapError::SyscallError(_)) => break,
+                Err(source) => return Err(SessionError::Map { map: "SITES", source }),
+            }
+        }
+        Ok(())
     }
 
     /// The live blocks: address and block. Complete only after [`Session::stop`].
@@ -222,13 +281,12 @@ where
 
 /// Gives the probe its distances between samples, and each processor a first one: if all began at 0, the first
 /// allocation on each would be sampled for certain.
-fn prepare_sampling(ebpf: &mut Ebpf, interval: u64) -> Result<(), SessionError> {
+fn prepare_sampling(ebpf: &mut Ebpf, interval: u64, processors: u32) -> Result<(), SessionError> {
     let draws = sampling::exponential_draws(interval);
     let mut distances: Array<_, u64> = borrow(ebpf, "EXPONENTIAL")?;
     for (index, draw) in (0..EXPONENTIAL_DRAWS).zip(&draws) {
         distances.set(index, draw, 0).map_err(in_map("EXPONENTIAL"))?;
     }
-    let processors = aya::util::nr_cpus().map_err(|(_, error)| SessionError::Processors(error))?;
     let first = (0..processors).map(|_| draws.get(random() % draws.len()).copied().unwrap_or(interval).cast_signed());
     let first = PerCpuValues::try_from(first.collect::<Vec<i64>>()).map_err(SessionError::Processors)?;
     let mut countdown: PerCpuArray<_, i64> = borrow(ebpf, "COUNTDOWN")?;

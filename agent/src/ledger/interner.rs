@@ -1,6 +1,6 @@
 //! Stacks by value, each kept once.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use crate::{mapping::Address, stack::StackEnd};
 
@@ -22,32 +22,42 @@ pub struct StackId(u32);
 /// All stacks that were seen.
 #[derive(Debug, Default)]
 pub struct Stacks {
-    ids: HashMap<RawStack, StackId>,
-    stacks: Vec<RawStack>,
+    ids: HashMap<Arc<RawStack>, StackId>,
+    stacks: Vec<Arc<RawStack>>,
+    /// Stacks that found no room.
+    pub refused: u64,
 }
 
 impl Stacks {
     /// Stacks that are kept at most; each further one is taken for one whose frames are missing.
-    const LIMIT: u32 = 1 << 20;
+    const LIMIT: u32 = 1 << 18;
 
     /// The id of `stack`, and whether it is new.
     pub fn intern(&mut self, stack: RawStack) -> (StackId, bool) {
-        let next = u32::try_from(self.stacks.len()).unwrap_or(u32::MAX);
-        let stack = if next < Self::LIMIT {
-            stack
-        } else {
-            RawStack { addresses: Vec::new(), leaf_is_return: true, end: StackEnd::Missing }
-        };
         if let Some(id) = self.ids.get(&stack) {
             return (*id, false);
         }
-        self.ids.insert(stack.clone(), StackId(next));
+        let next = u32::try_from(self.stacks.len()).unwrap_or(u32::MAX);
+        if next < Self::LIMIT {
+            return (self.add(stack, next), true);
+        }
+        self.refused += 1;
+        let none = RawStack { addresses: Vec::new(), leaf_is_return: true, end: StackEnd::Missing };
+        match self.ids.get(&none) {
+            Some(id) => (*id, false),
+            None => (self.add(none, next), true),
+        }
+    }
+
+    fn add(&mut self, stack: RawStack, number: u32) -> StackId {
+        let stack = Arc::new(stack);
+        self.ids.insert(Arc::clone(&stack), StackId(number));
         self.stacks.push(stack);
-        (StackId(next), true)
+        StackId(number)
     }
 
     /// The stack of an id.
     pub fn get(&self, id: StackId) -> Option<&RawStack> {
-        self.stacks.get(usize::try_from(id.0).ok()?)
+        self.stacks.get(usize::try_from(id.0).ok()?).map(Arc::as_ref)
     }
 }

@@ -7,8 +7,8 @@ use beamscope_probe::{Block, Function, SampleHeader, SampleOrigin};
 use super::{LARGEST, Series, SiteTotals, StackId, Survivors, Totals, apportion::apportion, keep_largest};
 use crate::sampling::weight;
 
-/// Samples of one key that are kept to see which of them survive. Each tells a share to within 1 %.
-const SAMPLES: usize = 10_000;
+/// Samples of one key that are kept to see which of them survive. Each tells a share to within 2 %.
+const SAMPLES: usize = 4096;
 
 /// One key over the recording.
 #[derive(Debug, Default)]
@@ -18,17 +18,36 @@ pub(super) struct KeyLedger {
     survivors: Survivors,
     largest: Vec<(u64, u64)>,
     stacks: BTreeMap<StackId, Share>,
-    /// Sampled blocks: address and time of allocation → stack and weight.
-    sampled: BTreeMap<(u64, u64), (StackId, f64)>,
+    /// Sampled blocks: address and time of allocation → stack and what it stands for.
+    sampled: BTreeMap<(u64, u64), (StackId, Weight)>,
+    /// Of the samples one in `2^thinned` is kept.
+    thinned: u32,
+}
+
+/// What samples stand for.
+#[derive(Clone, Copy, Debug, Default)]
+struct Weight {
+    bytes: f64,
+    blocks: f64,
 }
 
 /// What the samples say of one stack.
 #[derive(Debug, Default)]
 struct Share {
-    /// Bytes that the samples stand for.
-    allocated: f64,
+    allocated: Weight,
     /// Of them, those whose block is still live.
-    outstanding: f64,
+    outstanding: Weight,
+}
+
+impl Weight {
+    fn add(&mut self, other: Self, times: f64) {
+        self.bytes += other.bytes * times;
+        self.blocks += other.blocks * times;
+    }
+
+    fn less(self, other: Self) -> Self {
+        Self { bytes: (self.bytes - other.bytes).max(0.0), blocks: (self.blocks - other.blocks).max(0.0) }
+    }
 }
 
 impl KeyLedger {
@@ -46,17 +65,26 @@ impl KeyLedger {
         self.outstanding.push(at, self.totals.outstanding_bytes());
     }
 
-    /// Takes a sample; false where it could not be kept.
-    pub(super) fn sample(&mut self, header: &SampleHeader, origin: SampleOrigin, stack: StackId, mean: u64) -> bool {
+    /// Takes a sample.
+    pub(super) fn sample(&mut self, header: &SampleHeader, origin: SampleOrigin, stack: StackId, mean: u64) {
         // An introduction was not drawn, so it stands for nothing; it only shows the stack.
-        let weight = if origin == SampleOrigin::Sampled { weight(header.size, mean) } else { 0.0 };
-        self.stacks.entry(stack).or_default().allocated += weight;
-        if self.sampled.len() >= SAMPLES {
-            // With one stack nothing is to be told apart.
-            return self.stacks.len() == 1;
+        let weight = if origin == SampleOrigin::Sampled {
+            let bytes = weight(header.size, mean);
+            Weight { bytes, blocks: bytes / header.size.max(1) as f64 }
+        } else {
+            Weight::default()
+        };
+        self.stacks.entry(stack).or_default().allocated.add(weight, 1.0);
+        let block = (header.address, header.sequence);
+        if is_kept(block, self.thinned) {
+            self.sampled.insert(block, (stack, weight));
         }
-        self.sampled.insert((header.address, header.sequence), (stack, weight));
-        true
+        // An even choice among all samples, old and new, so that none of the stacks is favoured.
+        while self.sampled.len() > SAMPLES && self.thinned < u32::BITS {
+            self.thinned += 1;
+            let thinned = self.thinned;
+            self.sampled.retain(|block, _| is_kept(*block, thinned));
+        }
     }
 
     /// Takes a block that is live at the end of a recording of `seconds`, allocated `at` seconds after its start.
@@ -69,58 +97,70 @@ impl KeyLedger {
         if let Some((stack, weight)) = self.sampled.get(&(address, block.allocated_at))
             && let Some(share) = self.stacks.get_mut(stack)
         {
-            share.outstanding += weight;
+            share.outstanding.add(*weight, f64::from(self.thinned).exp2());
         }
     }
 
-    /// Divides the totals among the stacks.
-    pub(super) fn close(mut self, function: Function, missing: impl FnOnce() -> StackId) -> Vec<SiteTotals> {
+    /// Divides the totals among the stacks. `one_place` says that the key is no collection of several.
+    pub(super) fn close(
+        mut self,
+        function: Function,
+        one_place: bool,
+        missing: impl FnOnce() -> StackId,
+    ) -> Vec<SiteTotals> {
         if self.totals == Totals::default() {
             return Vec::new();
         }
+        let exact = self.stacks.len() == 1 && one_place;
         if self.stacks.is_empty() {
             self.stacks.insert(missing(), Share::default());
         }
         keep_largest(&mut self.largest);
-        let exact = self.stacks.len() == 1;
-        let allocated: Vec<f64> = self.stacks.values().map(|share| share.allocated).collect();
-        let mut outstanding: Vec<f64> = self.stacks.values().map(|share| share.outstanding).collect();
         // What is outstanding and what was freed are divided by themselves, so that a stack that frees everything
         // beside one that leaks is not charged with the leak.
-        let freed: Vec<f64> = allocated.iter().zip(&outstanding).map(|(all, left)| (all - left).max(0.0)).collect();
-        if outstanding.iter().sum::<f64>() <= 0.0 {
+        let allocated: Vec<Weight> = self.stacks.values().map(|share| share.allocated).collect();
+        let mut outstanding: Vec<Weight> = self.stacks.values().map(|share| share.outstanding).collect();
+        let freed: Vec<Weight> = allocated.iter().zip(&outstanding).map(|(all, left)| all.less(*left)).collect();
+        if outstanding.iter().all(|weight| weight.bytes <= 0.0) {
             outstanding.clone_from(&allocated);
         }
+        let bytes = |weights: &[Weight]| weights.iter().map(|weight| weight.bytes).collect::<Vec<f64>>();
+        let blocks = |weights: &[Weight]| weights.iter().map(|weight| weight.blocks).collect::<Vec<f64>>();
         let Totals { allocated_bytes, allocated_blocks, freed_bytes, freed_blocks } = self.totals;
-        let left_bytes = apportion(allocated_bytes.saturating_sub(freed_bytes), &outstanding);
-        let left_blocks = apportion(allocated_blocks.saturating_sub(freed_blocks), &outstanding);
-        let freed_bytes = apportion(freed_bytes, &freed);
-        let freed_blocks = apportion(freed_blocks, &freed);
-        let sum: f64 = outstanding.iter().sum();
-        let even = 1.0 / outstanding.len() as f64;
-        self.stacks
-            .keys()
-            .zip(outstanding.iter())
-            .zip(left_bytes.into_iter().zip(left_blocks))
-            .zip(freed_bytes.into_iter().zip(freed_blocks))
-            .map(|(((stack, weight), (left_bytes, left_blocks)), (freed_bytes, freed_blocks))| {
-                let share = if sum > 0.0 { weight / sum } else { even };
-                SiteTotals {
-                    function,
-                    stack: *stack,
-                    threads: Vec::new(),
-                    totals: Totals {
-                        allocated_bytes: left_bytes.saturating_add(freed_bytes),
-                        allocated_blocks: left_blocks.saturating_add(freed_blocks),
-                        freed_bytes,
-                        freed_blocks,
-                    },
-                    outstanding: self.outstanding.scaled(share),
-                    survivors: self.survivors.scaled(share),
-                    largest: self.largest.clone(),
-                    exact,
-                }
-            })
-            .collect()
+        let left_bytes = apportion(allocated_bytes.saturating_sub(freed_bytes), &bytes(&outstanding));
+        let left_blocks = apportion(allocated_blocks.saturating_sub(freed_blocks), &blocks(&outstanding));
+        let freed_bytes = apportion(freed_bytes, &bytes(&freed));
+        let freed_blocks = apportion(freed_blocks, &blocks(&freed));
+        let sum: u64 = left_bytes.iter().sum();
+        // Which block is of which stack is known of the sampled ones only.
+        let heaviest = left_bytes.iter().enumerate().max_by_key(|(_, bytes)| **bytes).map_or(0, |(index, _)| index);
+        let mut sites = Vec::with_capacity(self.stacks.len());
+        for (index, stack) in self.stacks.keys().enumerate() {
+            let of = |parts: &[u64]| parts.get(index).copied().unwrap_or(0);
+            let share = if sum == 0 { 1.0 / left_bytes.len() as f64 } else { of(&left_bytes) as f64 / sum as f64 };
+            sites.push(SiteTotals {
+                function,
+                stack: *stack,
+                threads: Vec::new(),
+                totals: Totals {
+                    allocated_bytes: of(&left_bytes).saturating_add(of(&freed_bytes)),
+                    allocated_blocks: of(&left_blocks).saturating_add(of(&freed_blocks)),
+                    freed_bytes: of(&freed_bytes),
+                    freed_blocks: of(&freed_blocks),
+                },
+                outstanding: self.outstanding.scaled(share),
+                survivors: self.survivors.scaled(share),
+                largest: if index == heaviest { std::mem::take(&mut self.largest) } else { Vec::new() },
+                exact,
+            });
+        }
+        sites
     }
+}
+
+/// Whether a sample is one of the one in `2^thinned` that are kept.
+fn is_kept((address, at): (u64, u64), thinned: u32) -> bool {
+    // Fibonacci hashing: the upper bits of the product are well mixed (D. Knuth, TAOCP 3, 6.4).
+    let hash = (address ^ at.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    hash.leading_zeros() >= thinned
 }

@@ -20,6 +20,8 @@ use ranges::RangeLedger;
 pub use series::{Point, Series};
 pub use survivors::Survivors;
 
+use crate::mapping::Mappings;
+
 /// What became of the memory that was asked for at one stack.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SiteTotals {
@@ -37,7 +39,7 @@ pub struct SiteTotals {
     pub survivors: Survivors,
     /// Addresses and sizes of the largest outstanding blocks or ranges.
     pub largest: Vec<(u64, u64)>,
-    /// Whether all of it is known to belong to this stack.
+    /// Whether all samples of the places that make it up have shown this one stack, so that nothing was divided.
     pub exact: bool,
 }
 
@@ -70,7 +72,10 @@ impl Totals {
 }
 
 /// How many of the largest outstanding blocks of a site are kept.
-const LARGEST: usize = 64;
+const LARGEST: usize = 1024;
+
+/// How many thread names are kept of a site: a pool can give each of its threads a name of its own.
+const THREADS: usize = 16;
 
 /// Collects one recording.
 #[derive(Debug)]
@@ -80,20 +85,20 @@ pub struct Ledger {
     keys: BTreeMap<SiteKey, KeyLedger>,
     ranges: RangeLedger,
     threads: HashMap<StackId, Vec<String>>,
-    /// Samples that could not be kept or understood.
+    /// Samples that were not understood.
     pub dropped_samples: u64,
     /// Mapping events that could not be understood.
     pub dropped_events: u64,
 }
 
 impl Ledger {
-    /// An empty one for a recording that begins at `start` (`CLOCK_MONOTONIC` nanoseconds) on a machine with pages of
-    /// `page_size` bytes.
-    pub fn new(start: u64, page_size: u64) -> Self {
+    /// An empty one for a recording that begins at `start` (`CLOCK_MONOTONIC` nanoseconds), on a machine with pages of
+    /// `page_size` bytes, of a process whose heap ends at `heap_end` (0: unknown).
+    pub fn new(start: u64, page_size: u64, heap_end: u64) -> Self {
         Self {
             start,
             keys: BTreeMap::new(),
-            ranges: RangeLedger::new(page_size),
+            ranges: RangeLedger::new(page_size, heap_end),
             threads: HashMap::new(),
             dropped_samples: 0,
             dropped_events: 0,
@@ -115,18 +120,21 @@ impl Ledger {
     pub fn sample(&mut self, header: &SampleHeader, stack: StackId, mean: u64) {
         let threads = self.threads.entry(stack).or_default();
         let name = thread_name(&header.command);
-        if let Err(place) = threads.binary_search(&name) {
+        if let Err(place) = threads.binary_search(&name)
+            && threads.len() < THREADS
+        {
             threads.insert(place, name);
         }
-        let kept = match SampleOrigin::try_from(header.origin) {
-            Ok(SampleOrigin::Mapping) => {
-                self.ranges.sample(header.thread, header.sequence, stack);
-                true
-            }
+        match SampleOrigin::try_from(header.origin) {
+            Ok(SampleOrigin::Mapping) => self.ranges.sample(header.thread, header.sequence, stack),
             Ok(origin) => self.keys.entry(header.site).or_default().sample(header, origin, stack, mean),
-            Err(_) => false,
-        };
-        self.dropped_samples += u64::from(!kept);
+            Err(_) => self.dropped_samples += 1,
+        }
+    }
+
+    /// Takes the process's mappings: they say what of the ranges that were set aside is memory by now.
+    pub fn prove(&mut self, mappings: &Mappings) {
+        self.ranges.prove(mappings);
     }
 
     /// Takes a mapping event.
@@ -135,7 +143,7 @@ impl Ledger {
         self.dropped_events += u64::from(!self.ranges.event(event, at));
     }
 
-    /// Bytes of address space that was reserved without access and that nobody can have touched.
+    /// Bytes of address space that was set aside, and that was no memory when the mappings were last taken.
     pub fn reserved_bytes(&self) -> u64 {
         self.ranges.reserved_bytes()
     }
@@ -156,7 +164,8 @@ impl Ledger {
         let mut parts = self.ranges.close(seconds, || missing(&SiteKey::default()));
         for (key, ledger) in self.keys {
             let function = Function::try_from(key.function).unwrap_or(Function::Malloc);
-            parts.extend(ledger.close(function, || missing(&key)));
+            let one_place = key.caller != 0 && key.stack_pointer != 0;
+            parts.extend(ledger.close(function, one_place, || missing(&key)));
         }
         for mut part in parts {
             part.threads = self.threads.get(&part.stack).cloned().unwrap_or_default();

@@ -15,11 +15,12 @@ pub struct Point {
 }
 
 /// A figure over time. Where it grows past 256 points, every second one is dropped and from then on only every
-/// second one is taken, so that the points always cover the whole recording evenly.
+/// second one is taken, so that the points always cover the whole recording evenly. The newest point is always there.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Series {
     points: Vec<Point>,
     stride: u32,
+    /// Points pushed since the last one that stays. Above 0, the last of `points` is only the newest, for now.
     skipped: u32,
 }
 
@@ -32,11 +33,13 @@ impl Default for Series {
 impl Series {
     /// Appends a point.
     pub fn push(&mut self, at: f64, value: u64) {
-        self.skipped += 1;
-        if self.skipped < self.stride && !self.points.is_empty() {
-            return;
+        if self.skipped > 0 {
+            self.points.pop();
         }
-        self.skipped = 0;
+        self.skipped += 1;
+        if self.skipped >= self.stride || self.points.is_empty() {
+            self.skipped = 0;
+        }
         if self.points.len() >= CAPACITY {
             let mut keep = false;
             self.points.retain(|_| {
@@ -135,9 +138,11 @@ mod tests {
             for at in 0..count {
                 series.push(f64::from(at), u64::from(at * gradient));
             }
+            let newest = series.points().last().expect("points");
+            prop_assert_eq!(newest.value, u64::from((count - 1) * gradient));
             let slope = series.slope().expect("two points");
             prop_assert!((slope - f64::from(gradient)).abs() < 1e-6 * f64::from(gradient.max(1)));
-            prop_assert!(series.points().len() <= CAPACITY);
+            prop_assert!(series.points().len() <= CAPACITY + 1);
         }
     }
 }

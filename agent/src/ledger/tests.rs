@@ -4,7 +4,10 @@ use beamscope_probe::{COMMAND_BYTES, MappingKind};
 use proptest::prelude::*;
 
 use super::*;
-use crate::{mapping::Address, stack::StackEnd};
+use crate::{
+    mapping::{Address, Backing, Mapping, Permissions},
+    stack::StackEnd,
+};
 
 const PAGE: u64 = 4096;
 const ANONYMOUS: u32 = 0x20;
@@ -42,7 +45,7 @@ fn close(ledger: Ledger, stacks: &mut Stacks, live: Vec<(u64, Block)>) -> Vec<Si
 fn a_key_with_one_stack_is_exact() {
     let mut stacks = Stacks::default();
     let leak = stack(&mut stacks, 1);
-    let mut ledger = Ledger::new(0, PAGE);
+    let mut ledger = Ledger::new(0, PAGE, 0);
     ledger.sample(&sample(key(1), 0x100, 5, 100, SampleOrigin::Introduction), leak, 1 << 20);
     ledger.observe(5.0, &[(key(1), counters((100, 1), (0, 0)))]);
     ledger.observe(10.0, &[(key(1), counters((300, 3), (100, 1)))]);
@@ -62,7 +65,7 @@ fn a_key_with_one_stack_is_exact() {
 fn a_stack_that_frees_everything_is_not_charged_with_the_leak_beside_it() {
     let mut stacks = Stacks::default();
     let (leak, churn) = (stack(&mut stacks, 1), stack(&mut stacks, 2));
-    let mut ledger = Ledger::new(0, PAGE);
+    let mut ledger = Ledger::new(0, PAGE, 0);
     let mut live = Vec::new();
     for number in 0..100_u64 {
         let (leaked, gone) = (0x1000 + number, 0x9000 + number);
@@ -83,7 +86,7 @@ fn a_stack_that_frees_everything_is_not_charged_with_the_leak_beside_it() {
 fn the_same_stack_of_two_threads_is_one_site() {
     let mut stacks = Stacks::default();
     let leak = stack(&mut stacks, 1);
-    let mut ledger = Ledger::new(0, PAGE);
+    let mut ledger = Ledger::new(0, PAGE, 0);
     for caller in [1, 2] {
         ledger.sample(&sample(key(caller), 0, caller, 8, SampleOrigin::Introduction), leak, 1 << 20);
     }
@@ -96,7 +99,7 @@ fn the_same_stack_of_two_threads_is_one_site() {
 #[test]
 fn bytes_without_a_sample_keep_their_caller() {
     let mut stacks = Stacks::default();
-    let mut ledger = Ledger::new(0, PAGE);
+    let mut ledger = Ledger::new(0, PAGE, 0);
     ledger.observe(1.0, &[(key(7), counters((8, 1), (0, 0)))]);
     let lost = stack(&mut stacks, 7);
     let sites = ledger.close(10.0, std::iter::empty(), |key| {
@@ -119,10 +122,11 @@ fn event(kind: MappingKind, thread: u32, address: u64, length: u64, sequence: u6
     }
 }
 
-/// Outstanding and allocated bytes of all sites after `events`, each of which is a stack of its own.
-fn outstanding(events: &[MappingEvent]) -> (u64, u64) {
+/// Outstanding and allocated bytes of all sites after `events`, each of which is a stack of its own, in a process whose
+/// heap ends at `0x1000`, and which has `mappings` at the end.
+fn outstanding_with(events: &[MappingEvent], mappings: &Mappings) -> (u64, u64) {
     let mut stacks = Stacks::default();
-    let mut ledger = Ledger::new(0, PAGE);
+    let mut ledger = Ledger::new(0, PAGE, 0x1000);
     for event in events {
         ledger.mapping(event);
         if event.sequence != 0 {
@@ -132,23 +136,38 @@ fn outstanding(events: &[MappingEvent]) -> (u64, u64) {
             ledger.sample(&header, id, 1);
         }
     }
+    ledger.prove(mappings);
+    ledger.observe(10.0, &[]);
     assert_eq!(ledger.dropped_events, 0);
     let sites = close(ledger, &mut stacks, vec![]);
-    let survivors: u64 = sites.iter().map(|site| site.survivors.bytes.iter().sum::<u64>()).sum();
+    for site in &sites {
+        let bytes = site.totals.outstanding_bytes();
+        assert_eq!(bytes, site.survivors.bytes.iter().sum::<u64>(), "{site:?}");
+        assert_eq!(Some(bytes), site.outstanding.points().last().map(|point| point.value), "{site:?}");
+    }
     let bytes = sites.iter().map(|site| site.totals.outstanding_bytes()).sum();
-    assert_eq!(bytes, survivors);
     (bytes, sites.iter().map(|site| site.totals.allocated_bytes).sum())
+}
+
+fn outstanding(events: &[MappingEvent]) -> (u64, u64) {
+    outstanding_with(events, &Mappings::default())
+}
+
+/// The beginning and the end of a `munmap` that succeeds.
+fn unmap(thread: u32, address: u64, length: u64, at: u64) -> [MappingEvent; 2] {
+    let begin = MappingEvent { at, ..event(MappingKind::Unmapping, thread, address, length, 0) };
+    [begin, MappingEvent { began: at, ..event(MappingKind::Unmapped, thread, 0, 0, 0) }]
 }
 
 #[test]
 fn a_part_of_a_mapping_can_be_given_back() {
     let whole = event(MappingKind::Mapped, 1, 0x10_000, 4 * PAGE, 1);
-    let part = event(MappingKind::Unmapping, 2, 0x10_000 + PAGE, PAGE, 0);
+    let [begin, end] = unmap(2, 0x10_000 + PAGE, PAGE, 5);
     assert_eq!(outstanding(&[whole]), (4 * PAGE, 4 * PAGE));
-    assert_eq!(outstanding(&[whole, part]), (3 * PAGE, 4 * PAGE));
-    assert_eq!(outstanding(&[whole, part, part]), (3 * PAGE, 4 * PAGE));
-    let rest = event(MappingKind::Unmapping, 2, 0, 0x100_000, 0);
-    assert_eq!(outstanding(&[whole, part, rest]), (0, 4 * PAGE));
+    assert_eq!(outstanding(&[whole, begin, end]), (3 * PAGE, 4 * PAGE));
+    assert_eq!(outstanding(&[whole, begin, end, begin, end]), (3 * PAGE, 4 * PAGE));
+    let [rest, over] = unmap(2, 0, 0x100_000, 6);
+    assert_eq!(outstanding(&[whole, begin, end, rest, over]), (0, 4 * PAGE));
 }
 
 #[test]
@@ -158,31 +177,60 @@ fn lengths_count_in_whole_pages() {
 
 #[test]
 fn a_failed_unmap_changes_nothing() {
-    let events = [
-        event(MappingKind::Mapped, 1, 0x10_000, 2 * PAGE, 1),
-        event(MappingKind::Unmapping, 2, 0x10_000, PAGE, 0),
-        event(MappingKind::UnmapFailed, 2, 0, 0, 0),
-    ];
-    assert_eq!(outstanding(&events), (2 * PAGE, 2 * PAGE));
+    let map = event(MappingKind::Mapped, 1, 0x10_000, 2 * PAGE, 1);
+    let [begin, _] = unmap(2, 0x10_000, PAGE, 5);
+    let failed = MappingEvent { began: 5, ..event(MappingKind::UnmapFailed, 2, 0, 0, 0) };
+    assert_eq!(outstanding(&[map, begin, failed]), (2 * PAGE, 2 * PAGE));
+}
+
+#[test]
+fn a_failed_unmap_brings_nothing_else_back() {
+    let map = event(MappingKind::Mapped, 1, 0x10_000, 2 * PAGE, 1);
+    let [gone, _lost] = unmap(2, 0x10_000, 2 * PAGE, 5);
+    let [impossible, _] = unmap(2, 0x10_001, u64::MAX, 6);
+    let failed = MappingEvent { began: 6, ..event(MappingKind::UnmapFailed, 2, 0, 0, 0) };
+    assert_eq!(outstanding(&[map, gone, impossible, failed]), (0, 2 * PAGE));
+    assert_eq!(outstanding(&[map, gone, failed]), (0, 2 * PAGE));
+}
+
+fn moved(thread: u32, address: u64, length: u64, began: u64, sequence: u64) -> MappingEvent {
+    MappingEvent { began, ..event(MappingKind::Moved, thread, address, length, sequence) }
 }
 
 #[test]
 fn mremap_moves_a_range_to_its_own_site() {
-    let events = [
-        event(MappingKind::Mapped, 1, 0x10_000, PAGE, 1),
-        event(MappingKind::Unmapping, 1, 0x10_000, PAGE, 0),
-        event(MappingKind::Moved, 1, 0x90_000, 3 * PAGE, 2),
-    ];
-    assert_eq!(outstanding(&events), (3 * PAGE, 4 * PAGE));
+    let map = event(MappingKind::Mapped, 1, 0x10_000, PAGE, 1);
+    let [begin, _] = unmap(1, 0x10_000, PAGE, 5);
+    assert_eq!(outstanding(&[map, begin, moved(1, 0x90_000, 3 * PAGE, 5, 2)]), (3 * PAGE, 4 * PAGE));
+    const DONTUNMAP: u32 = 4;
+    let kept = MappingEvent { flags: DONTUNMAP, ..moved(1, 0x90_000, PAGE, 5, 2) };
+    assert_eq!(outstanding(&[map, begin, kept]), (2 * PAGE, 2 * PAGE));
+}
+
+fn mapped(start: u64, end: u64, write: bool, backing: Backing) -> Mapping {
+    let permissions = Permissions { read: write, write, ..Permissions::default() };
+    Mapping { start: Address(start), end: Address(end), file_offset: 0, permissions, backing }
+}
+
+#[test]
+fn of_a_mapping_that_nobody_saw_being_made_only_the_growth_is_new() {
+    let [begin, _] = unmap(1, 0x10_000, 4 * PAGE, 5);
+    let events = [begin, moved(1, 0x90_000, 6 * PAGE, 5, 2)];
+    let at = |backing| Mappings::new(vec![mapped(0x90_000, 0x90_000 + 6 * PAGE, true, backing)]);
+    assert_eq!(outstanding_with(&events, &at(Backing::Anonymous)), (2 * PAGE, 2 * PAGE));
+    assert_eq!(outstanding_with(&events, &at(Backing::File("/data".to_owned()))), (0, 0));
+    let [begin, _] = unmap(1, 0x10_000, 4 * PAGE, 5);
+    assert_eq!(outstanding(&[begin, moved(1, 0x10_000, 2 * PAGE, 5, 2)]), (0, 0));
 }
 
 #[test]
 fn a_range_that_another_thread_gets_meanwhile_is_its_own() {
+    let [begin, end] = unmap(1, 0x10_000, PAGE, 5);
     let events = [
         event(MappingKind::Mapped, 1, 0x10_000, PAGE, 1),
-        event(MappingKind::Unmapping, 1, 0x10_000, PAGE, 0),
+        begin,
         event(MappingKind::Mapped, 2, 0x10_000, PAGE, 2),
-        event(MappingKind::Unmapping, 1, 0x50_000, PAGE, 0),
+        end,
     ];
     assert_eq!(outstanding(&events), (PAGE, 2 * PAGE));
 }
@@ -194,9 +242,16 @@ fn a_mapping_at_a_fixed_address_replaces_what_was_there() {
 }
 
 #[test]
-fn address_space_without_access_is_no_memory() {
-    let reserved = MappingEvent { protection: 0, ..event(MappingKind::Mapped, 1, 0x10_000, 1 << 30, 1) };
+fn address_space_without_access_is_memory_as_far_as_it_becomes_accessible() {
+    let reserved = MappingEvent { protection: 0, ..event(MappingKind::Mapped, 1, 0x10_000, 64 * PAGE, 1) };
     assert_eq!(outstanding(&[reserved]), (0, 0));
+    let mappings = Mappings::new(vec![
+        mapped(0x10_000, 0x10_000 + 3 * PAGE, true, Backing::Anonymous),
+        mapped(0x10_000 + 3 * PAGE, 0x10_000 + 64 * PAGE, false, Backing::Anonymous),
+    ]);
+    assert_eq!(outstanding_with(&[reserved], &mappings), (3 * PAGE, 3 * PAGE));
+    let [begin, end] = unmap(1, 0x10_000, 64 * PAGE, 5);
+    assert_eq!(outstanding_with(&[reserved, begin, end], &mappings), (0, 0));
 }
 
 #[test]
@@ -205,9 +260,31 @@ fn only_direct_moves_of_the_heap_end_count() {
         in_allocator,
         ..event(MappingKind::Break, 1, address, 0, sequence)
     };
-    assert_eq!(outstanding(&[end(0x1000, 0, 1), end(0x3000, 0, 2)]), (0x2000, 0x2000));
-    assert_eq!(outstanding(&[end(0x1000, 0, 1), end(0x3000, 1, 0)]), (0, 0));
-    assert_eq!(outstanding(&[end(0x1000, 0, 1), end(0x3000, 0, 2), end(0x2000, 0, 3)]), (0x1000, 0x2000));
+    assert_eq!(outstanding(&[end(0x3000, 0, 1)]), (0x2000, 0x2000));
+    assert_eq!(outstanding(&[end(0x3000, 1, 0), end(0x4000, 0, 1)]), (0x1000, 0x1000));
+    assert_eq!(outstanding(&[end(0x3000, 1, 0)]), (0, 0));
+    assert_eq!(outstanding(&[end(0x3000, 0, 1), end(0x2000, 0, 0)]), (0x1000, 0x2000));
+}
+
+#[test]
+fn of_many_samples_an_even_choice_is_kept() {
+    let mut stacks = Stacks::default();
+    let (early, late) = (stack(&mut stacks, 1), stack(&mut stacks, 2));
+    let mut ledger = Ledger::new(0, PAGE, 0);
+    let mut live = Vec::new();
+    // Twice as many samples as are kept show the first stack before the second begins; half of its blocks stay.
+    for number in 0..20_000_u64 {
+        let (id, stays) = if number < 10_000 { (early, number % 2 == 0) } else { (late, true) };
+        ledger.sample(&sample(key(1), number * 64, number, 1 << 20, SampleOrigin::Sampled), id, 1);
+        if stays {
+            live.push((number * 64, Block { size: 1 << 20, allocated_at: number, site: key(1) }));
+        }
+    }
+    ledger.observe(10.0, &[(key(1), counters((20_000 << 20, 20_000), (5_000 << 20, 5_000)))]);
+    let sites = close(ledger, &mut stacks, live);
+    let of = |id| sites.iter().find(|site| site.stack == id).expect("site").totals.outstanding_bytes();
+    assert!((4_700 << 20..5_300 << 20).contains(&of(early)), "{}", of(early) >> 20);
+    assert_eq!(of(early) + of(late), 15_000 << 20);
 }
 
 proptest! {
@@ -217,9 +294,12 @@ proptest! {
         let mut pages = [false; 80];
         let mut events = Vec::new();
         for (number, (maps, first, count)) in steps.into_iter().enumerate() {
-            let kind = if maps { MappingKind::Mapped } else { MappingKind::Unmapping };
-            let sequence = if maps { number as u64 + 1 } else { 0 };
-            events.push(event(kind, 1, first * PAGE, count * PAGE, sequence));
+            let sequence = number as u64 + 1;
+            if maps {
+                events.push(event(MappingKind::Mapped, 1, first * PAGE, count * PAGE, sequence));
+            } else {
+                events.extend(unmap(1, first * PAGE, count * PAGE, sequence));
+            }
             for page in first..first + count {
                 pages[usize::try_from(page).expect("small")] = maps;
             }

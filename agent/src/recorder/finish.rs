@@ -1,6 +1,6 @@
 //! Ends a recording: takes what stands in the tables, and puts everything into one value.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use anyhow::Context as _;
 use beamscope_probe::{Block, Counter, Function, SiteKey};
@@ -11,7 +11,7 @@ use crate::{
     kernel::plan::MappingCalls,
     ledger::{Ledger, RawStack, SiteTotals},
     mapping::Address,
-    recording::{CarrierSeen, Ended, Interval, Mode, Recording, Site},
+    recording::{CarrierSeen, Ended, Interval, Mode, Probe, Recording, Site},
     stack::{Frame, FrameKind, KERNEL_MODULE, StackEnd},
     target::allocator::Allocator,
 };
@@ -21,16 +21,20 @@ use crate::{
 const SMALLEST_CARRIER: u64 = 32 << 10;
 
 impl Recorder {
-    /// Stops the probe, takes everything in, and returns what was recorded.
-    pub fn finish(mut self, ended: Ended) -> anyhow::Result<Recording> {
+    /// Stops the probe, takes everything in, and returns what was recorded. The probes are gone from the node when the
+    /// recorder is dropped, which takes longer and is better done when the recording is safe.
+    pub fn finish(&mut self, ended: Ended) -> anyhow::Result<Recording> {
         self.session.stop()?;
         let seconds = self.elapsed();
         self.drain();
-        self.observe()?;
-        // A process that is gone has no mappings; those that were known last stay.
-        if self.target.is_alive() {
-            self.code.refresh(&self.target)?;
+        match self.code.refresh(&self.target) {
+            Ok(()) => self.ledger.prove(&self.code.mappings),
+            Err(_) if ended == Ended::NodeExited => {}
+            Err(error) => {
+                self.defects.push(format!("the mappings at the end could not be read, those before serve: {error:#}"));
+            }
         }
+        self.observe()?;
         let live = self.session.live_blocks().collect::<Result<Vec<(u64, Block)>, _>>()?;
         let counters = Counter::ALL
             .iter()
@@ -39,8 +43,8 @@ impl Recorder {
         let reserved = self.ledger.reserved_bytes();
         let (dropped_samples, dropped_events) = (self.ledger.dropped_samples, self.ledger.dropped_events);
 
-        let Self { ledger, stacks, unnamed, .. } = &mut self;
-        let ledger = std::mem::replace(ledger, Ledger::new(0, 1));
+        let Self { ledger, stacks, unnamed, .. } = self;
+        let ledger = std::mem::replace(ledger, Ledger::new(0, 1, 0));
         let totals = ledger.close(seconds, live.into_iter(), |key| {
             let (id, is_new) = stacks.intern(caller_only(key));
             if is_new {
@@ -66,12 +70,8 @@ impl Recorder {
             ("reserved_bytes".to_owned(), reserved),
         ]);
         for (counter, value) in counters {
-            let (name, is_loss) = describe(counter);
-            if is_loss {
-                losses.insert(name.to_owned(), value);
-            } else {
-                counts.insert(name.to_owned(), value);
-            }
+            let into = if counter.is_loss() { &mut losses } else { &mut counts };
+            into.insert(counter.name().to_owned(), value);
         }
         for (name, value) in [
             ("truncated_stacks", self.stack_ends.truncated),
@@ -79,10 +79,14 @@ impl Recorder {
             ("malformed_records", self.malformed),
             ("dropped_samples", dropped_samples),
             ("dropped_mapping_events", dropped_events),
+            ("stack_table_full", self.stacks.refused),
             ("addresses_without_readable_symbols", self.code.unreadable_symbols()),
         ] {
             losses.insert(name.to_owned(), value);
         }
+        let probes =
+            self.plan.points.iter().map(|point| Probe { place: point.place.clone(), emulated: point.emulated });
+        let probes = probes.collect::<BTreeSet<Probe>>().into_iter().collect();
         losses.retain(|_, value| *value != 0);
         counts.retain(|_, value| *value != 0);
         self.defects.append(&mut self.code.defects);
@@ -96,14 +100,15 @@ impl Recorder {
                 sample_interval_bytes: self.options.sample_interval,
                 ended,
             },
-            snapshots: self.snapshots,
-            mappings: self.code.mappings,
+            snapshots: std::mem::take(&mut self.snapshots),
+            mappings: self.code.mappings.clone(),
             sites,
             carriers,
             losses,
             counts,
-            notes: self.plan.notes,
-            defects: self.defects,
+            notes: self.plan.notes.clone(),
+            probes,
+            defects: std::mem::take(&mut self.defects),
         })
     }
 
@@ -166,24 +171,4 @@ impl Recorder {
 fn caller_only(key: &SiteKey) -> RawStack {
     let caller = (key.caller != 0).then_some(Address(key.caller));
     RawStack { addresses: caller.into_iter().collect(), leaf_is_return: true, end: StackEnd::Missing }
-}
-
-/// A counter's name in recordings, and whether it counts something lost.
-fn describe(counter: Counter) -> (&'static str, bool) {
-    match counter {
-        Counter::FailedAllocations => ("failed_allocations", false),
-        Counter::UnknownFrees => ("unknown_frees", false),
-        Counter::AllocatorMappings => ("allocator_mappings", false),
-        Counter::LiveTableFull => ("live_table_full", true),
-        Counter::LiveTableFullBytes => ("live_table_full_bytes", true),
-        Counter::SiteTableFull => ("site_table_full", true),
-        Counter::CallTableFull => ("call_table_full", true),
-        Counter::UnmatchedReturns => ("unmatched_returns", true),
-        Counter::AbandonedCalls => ("abandoned_calls", true),
-        Counter::MissedFrees => ("missed_frees", true),
-        Counter::FailedReads => ("failed_reads", true),
-        Counter::LostSamples => ("lost_samples", true),
-        Counter::LostMappings => ("lost_mappings", true),
-        Counter::MappingCallTableFull => ("mapping_call_table_full", true),
-    }
 }

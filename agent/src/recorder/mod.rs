@@ -104,7 +104,9 @@ impl Recorder {
         let mut code = Code::new(&target, features.capabilities.clone().is_ok_and(Capabilities::can_open_mapped_files));
         code.refresh(&target)?;
         let pid = NonZeroU32::new(target.pid()).context("process 0 is the kernel's idle task")?;
-        let settings = Settings { sample_interval: options.sample_interval, live_blocks: options.live_blocks };
+        let heap_end = code.heap_end();
+        let settings =
+            Settings { sample_interval: options.sample_interval, live_blocks: options.live_blocks, heap_end };
         let session = Session::attach(&plan, pid, &settings)
             .with_context(|| format!("cannot follow the allocations of process {pid}"))?;
         Ok(Self {
@@ -116,7 +118,7 @@ impl Recorder {
             code,
             stacks: Stacks::default(),
             unnamed: Vec::new(),
-            ledger: Ledger::new(0, procfs::page_size()),
+            ledger: Ledger::new(0, procfs::page_size(), heap_end),
             started: Instant::now(),
             start_unix: 0,
             learned: Instant::now(),
@@ -131,7 +133,7 @@ impl Recorder {
     pub fn start(&mut self) -> anyhow::Result<()> {
         self.snapshots.push(self.target.snapshot(0.0)?);
         self.start_unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        self.ledger = Ledger::new(monotonic()?, procfs::page_size());
+        self.ledger = Ledger::new(monotonic()?, procfs::page_size(), self.code.heap_end());
         self.started = Instant::now();
         self.session.start()?;
         Ok(())
@@ -184,7 +186,13 @@ impl Recorder {
     pub fn observe(&mut self) -> anyhow::Result<()> {
         self.poll();
         let at = self.elapsed();
-        self.ledger.observe(at, &self.session.sites()?);
+        let sites = self.session.sites()?;
+        self.session.prepare_for_full_sites(&sites)?;
+        // A process that is gone has no mappings to read; what is known of it stays.
+        if self.code.is_stale() && self.code.refresh(&self.target).is_ok() {
+            self.ledger.prove(&self.code.mappings);
+        }
+        self.ledger.observe(at, &sites);
         // The process can be gone by now, which `is_alive` says; the snapshots before it stay.
         if let Ok(snapshot) = self.target.snapshot(at) {
             self.snapshots.push(snapshot);

@@ -33,10 +33,21 @@ pub struct Recording {
     pub losses: BTreeMap<String, u64>,
     /// What was counted and is no loss, by the counter's name.
     pub counts: BTreeMap<String, u64>,
+    /// Where the probes were.
+    pub probes: Vec<Probe>,
     /// What was decided at attach and what it costs, one sentence each.
     pub notes: Vec<String>,
     /// Where the tool had to stop or to guess, one sentence each.
     pub defects: Vec<String>,
+}
+
+/// A probe on a function.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Probe {
+    /// Function and library: `malloc in libc.so.6`.
+    pub place: String,
+    /// Whether the kernel carries out the instruction under it by itself; else each call costs about ten times as much.
+    pub emulated: bool,
 }
 
 /// What is known of the node.

@@ -54,6 +54,7 @@ pub fn render(report: &Report<'_>, top: Option<usize>) -> String {
         "losses": recording.losses,
         "counts": recording.counts,
         "cost": { "node_cpu_share": null, "events_per_s": report.calls_per_second(), "budget": null },
+        "probes": recording.probes,
         "notes": recording.notes,
         "defects": recording.defects,
     });

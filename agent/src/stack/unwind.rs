@@ -7,6 +7,7 @@ use framehop::{
     CacheNative, Error, ExplicitModuleSectionInfo, FrameAddress, MayAllocateDuringUnwind, Module, UnwindRegsNative,
     Unwinder as _, UnwinderNative,
 };
+use gimli::{BaseAddresses, CieOrFde, DebugFrame, EhFrame, EndianSlice, LittleEndian, UnwindOffset, UnwindSection};
 
 use super::StackEnd;
 use crate::{
@@ -22,8 +23,16 @@ const MAXIMUM_FRAMES: usize = 128;
 pub struct Unwinder {
     tables: UnwinderNative<SectionBytes, MayAllocateDuringUnwind>,
     cache: CacheNative<MayAllocateDuringUnwind>,
-    modules: Vec<Range<u64>>,
+    modules: Vec<CodeModule>,
     mappings: Mappings,
+}
+
+/// A file's code in memory.
+struct CodeModule {
+    code: Range<u64>,
+    /// Addresses in memory that its unwind tables cover, sorted. Elsewhere framehop would take the frame pointer for one
+    /// that code without frame pointers has long used for something else.
+    covered: Vec<Range<u64>>,
 }
 
 impl fmt::Debug for Unwinder {
@@ -47,11 +56,8 @@ impl Unwinder {
     /// Adds a file's code that is mapped at `code`; addresses in memory are `bias` above those that the file states.
     /// A module that was there before and has been unmapped meanwhile is replaced.
     pub fn add_module(&mut self, name: String, code: Range<u64>, bias: u64, tables: UnwindSections) {
-        let replaced: Vec<Range<u64>> =
-            self.modules.extract_if(.., |old| old.start < code.end && code.start < old.end).collect();
-        for old in replaced {
-            self.tables.remove_module(old.start);
-        }
+        self.remove_modules(&code);
+        let covered = covered(&tables, bias);
         let UnwindSections { eh_frame, eh_frame_hdr, debug_frame, text, plt: _, got } = tables;
         let (eh_frame_svma, eh_frame) = split(eh_frame);
         let (eh_frame_hdr_svma, eh_frame_hdr) = split(eh_frame_hdr);
@@ -68,7 +74,7 @@ impl Unwinder {
             got_svma: got.map(|got| got.addresses),
             ..ExplicitModuleSectionInfo::default()
         };
-        self.modules.push(code.clone());
+        self.modules.push(CodeModule { code: code.clone(), covered });
         self.tables.add_module(Module::new(name, code, bias, sections));
     }
 
@@ -77,9 +83,20 @@ impl Unwinder {
         self.mappings = mappings;
     }
 
-    /// Whether `code` has been added.
-    pub fn knows(&self, code: &Range<u64>) -> bool {
-        self.modules.contains(code)
+    /// Takes away what was added for addresses in `code`.
+    pub fn remove_modules(&mut self, code: &Range<u64>) {
+        let overlaps = |old: &mut CodeModule| old.code.start < code.end && code.start < old.code.end;
+        let removed: Vec<CodeModule> = self.modules.extract_if(.., overlaps).collect();
+        for old in removed {
+            self.tables.remove_module(old.code.start);
+        }
+    }
+
+    fn is_covered(&self, address: u64) -> bool {
+        self.modules.iter().filter(|module| module.code.contains(&address)).any(|module| {
+            let after = module.covered.partition_point(|range| range.start <= address);
+            after.checked_sub(1).and_then(|at| module.covered.get(at)).is_some_and(|range| range.contains(&address))
+        })
     }
 
     /// Whether `address` lies in no mapping that is known: the mappings are out of date then.
@@ -121,6 +138,9 @@ impl Unwinder {
                 stack.end = StackEnd::Truncated;
                 break;
             }
+            if !self.is_covered(lookup) {
+                break;
+            }
             match self.tables.unwind_frame(address, &mut registers, &mut self.cache, &mut read) {
                 Ok(Some(caller)) => match frame_address(caller, true) {
                     Some(next) => address = next,
@@ -137,6 +157,41 @@ impl Unwinder {
             stack.end = StackEnd::Truncated;
         }
         (stack, left_at)
+    }
+}
+
+/// The functions for which `tables` say how to unwind, by their addresses in memory.
+fn covered(tables: &UnwindSections, bias: u64) -> Vec<Range<u64>> {
+    let bases = BaseAddresses::default();
+    let start = |section: &Option<Section>| section.as_ref().map(|section| section.addresses.start);
+    let bases = start(&tables.eh_frame).map_or(bases.clone(), |at| bases.clone().set_eh_frame(at));
+    let bases = start(&tables.text).map_or(bases.clone(), |at| bases.clone().set_text(at));
+    let bases = start(&tables.got).map_or(bases.clone(), |at| bases.clone().set_got(at));
+    let mut covered = Vec::new();
+    if let Some(section) = &tables.eh_frame {
+        add_covered(&EhFrame::new(&section.bytes, LittleEndian), &bases, bias, &mut covered);
+    }
+    if let Some(section) = &tables.debug_frame {
+        add_covered(&DebugFrame::new(&section.bytes, LittleEndian), &bases, bias, &mut covered);
+    }
+    covered.sort_by_key(|range| range.start);
+    covered
+}
+
+fn add_covered<'a, S>(section: &S, bases: &BaseAddresses, bias: u64, covered: &mut Vec<Range<u64>>)
+where
+    S: UnwindSection<EndianSlice<'a, LittleEndian>>,
+    S::Offset: UnwindOffset<usize>,
+{
+    let mut entries = section.entries(bases);
+    // A table that is broken from some place on covers what stands before it.
+    while let Ok(Some(entry)) = entries.next() {
+        let CieOrFde::Fde(partial) = entry else { continue };
+        let Ok(entry) = partial.parse(S::cie_from_offset) else { continue };
+        let begin = entry.initial_address().wrapping_add(bias);
+        if let Some(end) = begin.checked_add(entry.len()) {
+            covered.push(begin..end);
+        }
     }
 }
 

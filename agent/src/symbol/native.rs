@@ -1,6 +1,9 @@
 //! Which function, file and line of compiled code an address lies in.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    ops::Range,
+};
 
 use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolized, Symbolizer, source::Process, source::Source};
 
@@ -76,6 +79,11 @@ impl NativeSymbols {
                 self.known.insert(lookup, frames);
             }
         }
+    }
+
+    /// Forgets the names in `code`, where another file is mapped now.
+    pub fn forget(&mut self, code: &Range<u64>) {
+        self.known.retain(|address, _| !code.contains(&address.0));
     }
 
     /// The stack with names, below `leaf`, the allocation function. What was never looked up gets its module and offset.

@@ -141,6 +141,8 @@ struct Object<'a> {
     module: &'a ModuleFile,
     elf: Elf<'a>,
     definitions: Vec<Definition>,
+    /// Its C++ operators. Those of an allocator need not pass through its `malloc`.
+    operators: Vec<Definition>,
 }
 
 /// A function that an object defines. There are several of one name where its versions differ.
@@ -160,16 +162,18 @@ struct Slot {
 impl<'a> Object<'a> {
     fn of(module: &'a ModuleFile) -> Option<Self> {
         let elf = module.elf().ok()?;
-        let definitions = elf
-            .dynamic_symbols()
-            .chain(elf.symbols())
-            .filter(|symbol| symbol.is_definition() && symbol.kind() == SymbolKind::Text)
-            .filter_map(|symbol| {
-                let function = named(symbol.name_bytes().ok()?)?;
-                Some(Definition { function, address: ElfAddress(symbol.address()), size: symbol.size() })
-            })
-            .collect();
-        Some(Self { module, elf, definitions })
+        let defined = |named: fn(&[u8]) -> Option<Function>| {
+            elf.dynamic_symbols()
+                .chain(elf.symbols())
+                .filter(|symbol| symbol.is_definition() && symbol.kind() == SymbolKind::Text)
+                .filter_map(|symbol| {
+                    let function = named(symbol.name_bytes().ok()?)?;
+                    Some(Definition { function, address: ElfAddress(symbol.address()), size: symbol.size() })
+                })
+                .collect()
+        };
+        let (definitions, operators) = (defined(named), defined(operator));
+        Some(Self { module, elf, definitions, operators })
     }
 
     fn defines(&self, function: Function) -> bool {
@@ -222,6 +226,22 @@ fn serving(objects: &[Object<'_>], memory: &ProcessMemory) -> Vec<usize> {
     serving.into_iter().collect()
 }
 
+/// Whether `file` was linked to an allocator of its own, which its calls reach without a pointer.
+pub fn brings_its_own(file: &ModuleFile) -> bool {
+    Object::of(file).is_some_and(|object| object.is_bound_to_itself(&object.slots()))
+}
+
+/// The C++ operator that a symbol is, by the Itanium C++ ABI (5.1.4.1 and 5.1.5): all kinds of `new` have the size as
+/// their first parameter, all kinds of `delete` the address.
+fn operator(name: &[u8]) -> Option<Function> {
+    let begins = |begins: [&[u8]; 2]| begins.iter().any(|begin| name.starts_with(begin));
+    if begins([b"_Znwm", b"_Znam"]) {
+        Some(Function::OperatorNew)
+    } else {
+        begins([b"_ZdlPv", b"_ZdaPv"]).then_some(Function::Free)
+    }
+}
+
 fn named(name: &[u8]) -> Option<Function> {
     Function::ALL.into_iter().find(|function| function.name().as_bytes() == name)
 }
@@ -241,8 +261,11 @@ fn libc(objects: &[Object<'_>]) -> Option<usize> {
 }
 
 fn describe(object: &Object<'_>, wanted: impl Fn(Function) -> bool) -> Allocator {
-    let Object { module, elf, definitions } = object;
+    let Object { module, elf, definitions, operators } = object;
     let mut definitions: Vec<_> = definitions.iter().filter(|definition| wanted(definition.function)).collect();
+    if definitions.iter().any(|definition| definition.function == Function::Malloc) {
+        definitions.extend(operators);
+    }
     definitions.sort_by_key(|definition| (definition.function, definition.address));
     let mut functions: Vec<Located> = Vec::new();
     for &&Definition { function, address, size } in &definitions {

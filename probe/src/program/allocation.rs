@@ -2,7 +2,10 @@
 //!
 //! Only the outermost allocation function counts: `reallocarray` calls `realloc`, and musl's `realloc` calls `malloc`
 //! and `free`. Nested calls are told by the stack pointer, so that a call whose return never comes (a thread that was
-//! cancelled, a `longjmp`) blinds nobody.
+//! cancelled, a `longjmp`) does not blind its thread for long.
+//!
+//! Sizes are those that were asked for. The size in a chunk's header would save the probe at the entry, but it is rounded
+//! up, by a third for the smallest blocks, and only glibc's is known.
 
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_probe_read_user, generated::bpf_ktime_get_ns};
 use beamscope_probe::{Block, Call, Counter, Function, Site, SiteKey};
@@ -16,6 +19,8 @@ use super::{
 const ANY: u64 = 0;
 const NOEXIST: u64 = 1;
 const EEXIST: i32 = -17;
+/// No allocator calls itself from deeper in the stack than this.
+const DEEPEST_NESTING: u64 = 256 << 10;
 
 /// What an allocation function was asked for.
 pub(crate) struct Request {
@@ -44,7 +49,7 @@ pub(crate) fn in_progress() -> bool {
 pub(crate) fn enter(registers: &Registers, request: &Request) {
     let thread = thread();
     let function = request.function as u32;
-    let mut fresh = Call {
+    let fresh = Call {
         stack_pointer: registers.stack_pointer,
         size: request.size,
         argument: request.argument,
@@ -55,11 +60,16 @@ pub(crate) fn enter(registers: &Registers, request: &Request) {
     let known = CALLS.get_ptr_mut(thread);
     if let Some(call) = known {
         // SAFETY: only the current thread writes its entry.
-        let (outer, outer_stack) = unsafe { ((*call).function, (*call).stack_pointer) };
-        if outer != 0 {
-            // The same stack pointer and another function: the outer one has left by a jump to this one.
-            let jumped = registers.stack_pointer == outer_stack && outer != function;
-            if registers.stack_pointer < outer_stack || jumped {
+        let outer = unsafe { &*call };
+        let outer_stack = outer.stack_pointer;
+        if outer.function != 0 {
+            // The same stack pointer: the outer one has left by a jump to this one. A call that was abandoned exactly here
+            // asked for something else.
+            let same = outer.function == function && (outer.size != request.size || outer.argument != request.argument);
+            let jumped = registers.stack_pointer == outer_stack && !same;
+            let nested =
+                registers.stack_pointer < outer_stack && outer_stack - registers.stack_pointer < DEEPEST_NESTING;
+            if nested || jumped {
                 return;
             }
             if recording().is_some() {
@@ -67,16 +77,26 @@ pub(crate) fn enter(registers: &Registers, request: &Request) {
             }
         }
     }
+    let call = match known {
+        Some(call) => {
+            // SAFETY: only the current thread writes its entry.
+            unsafe { *call = fresh };
+            call
+        }
+        None => {
+            if CALLS.insert(thread, fresh, ANY).is_err() {
+                count(Counter::CallTableFull);
+                return;
+            }
+            let Some(call) = CALLS.get_ptr_mut(thread) else { return };
+            call
+        }
+    };
     let resizes = matches!(request.function, Function::Realloc | Function::Reallocarray);
     if resizes && request.argument != 0 && recording().is_some() {
         // Taken out before the allocator can give the address to another thread.
-        take(request.argument, &mut fresh.replaced);
-    }
-    if let Some(call) = known {
         // SAFETY: only the current thread writes its entry.
-        unsafe { *call = fresh };
-    } else if CALLS.insert(thread, fresh, ANY).is_err() {
-        count(Counter::CallTableFull);
+        take(request.argument, unsafe { &mut (*call).replaced });
     }
 }
 

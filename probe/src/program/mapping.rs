@@ -8,7 +8,7 @@ use beamscope_probe::{Counter, Function, MappingEvent, MappingKind};
 
 use super::{
     allocation::{in_progress, now, thread},
-    maps::{CONTROL, MAPPING_CALLS, MAPPINGS, NO_WAKEUP, count, recording},
+    maps::{CONTROL, HEAP_END, MAPPING_CALLS, MAPPINGS, NO_WAKEUP, count, recording},
     registers::Registers,
     sample,
 };
@@ -22,6 +22,7 @@ const FIRST_ERROR: u64 = -4095_i64 as u64;
 #[derive(Clone, Copy)]
 pub(crate) struct MappingRequest {
     arguments: [u64; 4],
+    began: u64,
     function: u32,
     in_allocator: u32,
 }
@@ -30,7 +31,7 @@ impl MappingRequest {
     /// A call of `function` with its first four arguments.
     #[inline(always)]
     pub(crate) fn new(function: Function, first: u64, second: u64, third: u64, fourth: u64) -> Self {
-        Self { arguments: [first, second, third, fourth], function: function as u32, in_allocator: 0 }
+        Self { arguments: [first, second, third, fourth], began: 0, function: function as u32, in_allocator: 0 }
     }
 }
 
@@ -68,7 +69,8 @@ pub(crate) fn enter(request: &MappingRequest) {
     let [address, length, ..] = request.arguments;
     if is(Function::Munmap) || is(Function::Mremap) {
         let kind = MappingKind::Unmapping as u32;
-        send(&MappingEvent { at: now(), address, length, kind, thread: thread(), ..MappingEvent::default() });
+        request.began = now();
+        send(&MappingEvent { at: request.began, address, length, kind, thread: thread(), ..MappingEvent::default() });
     }
     if MAPPING_CALLS.insert(thread(), request, 0).is_err() {
         count(Counter::MappingCallTableFull);
@@ -89,12 +91,11 @@ pub(crate) fn leave(result: u64, caller: Caller<'_>) {
     let is = |function: Function| request.function == function as u32;
     let [first, second, third, fourth] = request.arguments;
     let failed = result >= FIRST_ERROR;
-    let mut event = MappingEvent { at: now(), thread, ..MappingEvent::default() };
+    let mut event = MappingEvent { at: now(), began: request.began, thread, ..MappingEvent::default() };
+    let mut holds_memory = true;
     if is(Function::Munmap) {
-        if failed {
-            event.kind = MappingKind::UnmapFailed as u32;
-            send(&event);
-        }
+        event.kind = if failed { MappingKind::UnmapFailed } else { MappingKind::Unmapped } as u32;
+        send(&event);
         return;
     }
     if is(Function::Brk) {
@@ -106,6 +107,8 @@ pub(crate) fn leave(result: u64, caller: Caller<'_>) {
         };
         event.kind = MappingKind::Break as u32;
         event.in_allocator = request.in_allocator;
+        // `free` gives the heap's end back as well, which needs no stack.
+        holds_memory = grows_heap(event.address);
     } else if is(Function::Mremap) {
         if failed {
             event.kind = MappingKind::UnmapFailed as u32;
@@ -125,8 +128,8 @@ pub(crate) fn leave(result: u64, caller: Caller<'_>) {
         event.length = second;
         event.protection = third as u32;
         event.flags = fourth as u32;
+        holds_memory = event.flags & MAP_ANONYMOUS != 0;
     }
-    let holds_memory = event.kind != MappingKind::Mapped as u32 || event.flags & MAP_ANONYMOUS != 0;
     if holds_memory && request.in_allocator == 0 {
         event.sequence = event.at;
     }
@@ -141,6 +144,16 @@ pub(crate) fn leave(result: u64, caller: Caller<'_>) {
             None => count(Counter::FailedReads),
         }
     }
+}
+
+/// Notes the end of the heap; says whether it has moved up.
+#[inline(always)]
+fn grows_heap(end: u64) -> bool {
+    let Some(known) = HEAP_END.get_ptr_mut(0) else { return false };
+    // SAFETY: a map value, valid until the program ends. The kernel moves the end under the lock of the address space,
+    // and two threads that race here only make a stack too many or too few.
+    let before = unsafe { core::mem::replace(&mut *known, end) };
+    before != 0 && end > before
 }
 
 #[inline(always)]

@@ -19,15 +19,19 @@ pub(crate) static CONTROL: Array<Control> = Array::with_max_entries(1, 0);
 #[map]
 pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::ALL.len() as u32, 0);
 /// Allocation functions in progress, by thread id. Entries stay and are used again; the kernel drops those of threads
-/// that are gone when it needs room.
+/// that are gone when it needs room. The agent makes it larger on machines with many processors, each of which takes a
+/// share of the entries for itself.
 #[map]
 pub(crate) static CALLS: LruHashMap<u32, Call> = LruHashMap::with_max_entries(16_384, 0);
+/// End of the heap that `brk` moves; the agent enters where it is at the start.
+#[map]
+pub(crate) static HEAP_END: Array<u64> = Array::with_max_entries(1, 0);
 /// Live blocks, by address.
 #[map]
 pub(crate) static LIVE: HashMap<u64, Block> = HashMap::with_max_entries(1 << 20, 0);
 /// What was allocated where.
 #[map]
-pub(crate) static SITES: HashMap<SiteKey, Site> = HashMap::with_max_entries(1 << 15, 0);
+pub(crate) static SITES: HashMap<SiteKey, Site> = HashMap::with_max_entries(1 << 16, 0);
 /// Bytes until the next sample.
 #[map]
 pub(crate) static COUNTDOWN: PerCpuArray<i64> = PerCpuArray::with_max_entries(1, 0);

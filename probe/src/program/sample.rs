@@ -37,9 +37,6 @@ pub(crate) fn of_allocation(control: &Control, site: *mut Site, address: u64, bl
     } else {
         return;
     };
-    if introduce {
-        add(introductions, 1);
-    }
     let header = SampleHeader {
         site: block.site,
         sequence: block.allocated_at,
@@ -48,7 +45,9 @@ pub(crate) fn of_allocation(control: &Control, site: *mut Site, address: u64, bl
         origin: origin as u32,
         ..SampleHeader::default()
     };
-    capture(&header, registers);
+    if capture(&header, registers) && introduce {
+        add(introductions, 1);
+    }
 }
 
 /// Captures the stack of a mapping call.
@@ -79,11 +78,12 @@ fn is_due(size: u64) -> bool {
     true
 }
 
+/// Sends the stack; false where the ring buffer is full.
 #[inline(always)]
-fn capture(header: &SampleHeader, registers: &Registers) {
+fn capture(header: &SampleHeader, registers: &Registers) -> bool {
     let Some(mut entry) = SAMPLES.reserve::<Sample>(0) else {
         count(Counter::LostSamples);
-        return;
+        return false;
     };
     let sample = entry.as_mut_ptr();
     // SAFETY: the reserved record, which is large enough.
@@ -106,6 +106,7 @@ fn capture(header: &SampleHeader, registers: &Registers) {
         );
     }
     entry.submit(NO_WAKEUP);
+    true
 }
 
 /// Reads chunk by chunk up to the first that is not there. A stack is full of holes: ERTS keeps 16 KiB of scheduler
