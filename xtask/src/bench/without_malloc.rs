@@ -15,13 +15,15 @@ use crate::{
 
 const ROUNDS: usize = 9;
 
+/// In each turn, of about 80 ms each: together longer than the second between two snapshots of the recorder.
+const SLICES: usize = 21;
+
 /// The kernel takes breakpoints away behind a process that has ended.
 const GRACE: Duration = Duration::from_millis(300);
 
 pub(super) fn measure(project: &Project) -> Result<Section> {
     let mut node = Node::start(&project.target.join("bench"), &NODE_ARGUMENTS)?;
-    Load::Erlang.run(&mut node)?;
-    let turn = |node: &mut Node| Ok::<f64, anyhow::Error>(Load::Erlang.run(node)?.cpu_ns_each());
+    turn(&mut node)?;
     let mut bare = vec![turn(&mut node)?];
     let mut recorded = Vec::new();
     for round in 1..=ROUNDS {
@@ -37,6 +39,12 @@ pub(super) fn measure(project: &Project) -> Result<Section> {
         bare.push(turn(&mut node)?);
     }
     section(&bare, &recorded).context("no rounds")
+}
+
+/// The median of many slices, so that what else the machine does for a moment moves it little.
+fn turn(node: &mut Node) -> Result<f64> {
+    let slices = (0..SLICES).map(|_| Ok(Load::ErlangSlice.run(node)?.cpu_ns_each())).collect::<Result<Vec<f64>>>()?;
+    Ok(Spread::of(slices).context("no slices")?.median)
 }
 
 fn section(bare: &[f64], recorded: &[f64]) -> Option<Section> {
