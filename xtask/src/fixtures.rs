@@ -36,8 +36,10 @@ pub(crate) const DEMO: Set = Set {
 };
 
 /// The benchmark's.
-pub(crate) const BENCH: Set =
-    Set { libraries: &[Library { name: "bench", language: Language::C }], modules: &["node_control", "bench"] };
+pub(crate) const BENCH: Set = Set {
+    libraries: &[Library { name: "bench", language: Language::C }, Library { name: "leaky", language: Language::C }],
+    modules: &["node_control", "bench", "leaky"],
+};
 
 /// Everything in `tests/nodes`.
 pub(crate) const ALL: Set = Set {

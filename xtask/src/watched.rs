@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 /// A child process whose output is read line by line. It is killed when this value goes.
 pub(crate) struct Watched {
@@ -84,6 +84,21 @@ impl Watched {
     pub(crate) fn interrupt(&mut self) -> Result<()> {
         let pid = self.child.id().to_string();
         Command::new("kill").args(["-INT", &pid]).status().context("cannot run kill")?;
+        Ok(())
+    }
+
+    /// Ends the program by SIGKILL, which it cannot prepare for.
+    pub(crate) fn murder(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// Waits until the program ends, and fails unless it ended well.
+    pub(crate) fn succeed(&mut self, patience: Duration) -> Result<()> {
+        let status = self.wait(patience)?;
+        self.seen.extend(self.lines.try_iter());
+        ensure!(status.success(), "{} ended with {status}{}", self.name, self.said());
         Ok(())
     }
 

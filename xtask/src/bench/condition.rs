@@ -21,12 +21,15 @@ use crate::{
     watched::{Echo, Watched},
 };
 
+/// What every figure of beamscope is of.
+pub(super) const COMMAND: &str = "beamscope record --mode exact";
+
 /// In the order in which they are run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Condition {
     /// Nothing.
     Bare,
-    /// `beamscope record --mode exact`.
+    /// [`COMMAND`].
     Beamscope,
     /// bpftrace with the sizes of live blocks by address: the least that finds a leak.
     Bpftrace,
@@ -72,12 +75,7 @@ impl Condition {
         let pid_text = pid.to_string();
         let mut command = match self {
             Self::Bare => return Ok(None),
-            Self::Beamscope => {
-                let mut command = Command::new(project.beamscope());
-                command.args(["record", &pid_text, "--mode", "exact", "-d", "120s", "--force", "-o"]);
-                command.arg(folder.join("bench.bscope"));
-                command
-            }
+            Self::Beamscope => record(project, pid, Duration::from_mins(2)),
             Self::Bpftrace | Self::BpftraceStacks => {
                 let mut command = Command::new("bpftrace");
                 command.env("BPFTRACE_MAP_KEYS_MAX", "1000000");
@@ -101,6 +99,15 @@ impl Condition {
         }
         Ok(Some(tool))
     }
+}
+
+/// [`COMMAND`], with all else as it is for a user who asks for nothing.
+pub(super) fn record(project: &Project, pid: u32, duration: Duration) -> Command {
+    let mut command = Command::new(project.beamscope());
+    command.args(["record", &pid.to_string(), "--mode", "exact"]);
+    command.args(["-d", &format!("{}s", duration.as_secs()), "--force", "-o"]);
+    command.arg(project.target.join("bench/bench.bscope"));
+    command
 }
 
 /// Returns when a pair costs more than it does in a bare node: only then is a tool really there, whatever it prints.

@@ -20,6 +20,8 @@ pub(super) enum Load {
     Paced,
     /// A loop in Erlang that calls no malloc.
     Erlang,
+    /// A short one.
+    ErlangSlice,
 }
 
 /// Pairs a second that [`Load::Paced`] aims at.
@@ -44,6 +46,7 @@ impl Load {
             Self::TightVaried => "tight_64_4096",
             Self::Paced => "paced_64",
             Self::Erlang => "erlang",
+            Self::ErlangSlice => "erlang_slice",
         }
     }
 
@@ -54,6 +57,7 @@ impl Load {
             Self::TightVaried => "bench tight 1000 64 4096",
             Self::Paced => "bench paced 1000 320000 64 64",
             Self::Erlang => "bench reductions 400000000",
+            Self::ErlangSlice => "bench reductions 40000000",
         };
         let answer = node.call(call, Duration::from_mins(1))?;
         parse(&answer).with_context(|| format!("the node answered {call:?} with {answer:?}"))

@@ -1,12 +1,18 @@
-//! What does a malloc and free pair cost a node: alone, under beamscope, and under its peers?
+//! What does a malloc and free pair cost a node: alone, under beamscope, and under its peers? And what else does
+//! beamscope do to it: does it stall, does it pay where it calls no malloc, does it recover from a kill?
 
 mod condition;
+mod kill;
 mod load;
+mod spread;
+mod stall;
 mod table;
+mod without_malloc;
 
 use std::{collections::BTreeMap, fs, time::Duration};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Map, Value, json};
 use xshell::cmd;
 
 use crate::{
@@ -27,7 +33,19 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// The emulator's threads sleep rather than spin, so that the node's CPU time is that of the load.
 const NODE_ARGUMENTS: [&str; 6] = ["+sbwt", "none", "+sbwtdcpu", "none", "+sbwtdio", "none"];
 
-/// Prints the table, and leaves the numbers in `target/bench/bench.json`.
+/// A measurement of beamscope alone, beside the table.
+struct Section {
+    text: String,
+    json: Value,
+}
+
+type Measurement = fn(&Project) -> Result<Section>;
+
+/// What there is beside the table, by its key in the JSON.
+const SECTIONS: [(&str, Measurement); 3] =
+    [("without_malloc", without_malloc::measure), ("stall", stall::measure), ("after_kill", kill::measure)];
+
+/// Prints the table and the sections, and leaves the numbers in `target/bench/bench.json`.
 pub(crate) fn run(project: &Project) -> Result<()> {
     setup::ensure(Job::Bench)?;
     let shell = project.shell()?;
@@ -63,13 +81,28 @@ pub(crate) fn run(project: &Project) -> Result<()> {
     }
     let table = Table::new(&measures, &refusals);
     print!("{}", table.text());
-    let path = folder.join("bench.json");
-    fs::write(&path, table.json()?).with_context(|| format!("cannot write {}", path.display()))?;
-    println!("{}", path.display());
-    match refusals.get(&Condition::Beamscope) {
-        Some(reason) => bail!("beamscope itself was not measured: {reason}"),
-        None => Ok(()),
+    let mut report = Map::from_iter([
+        ("schema".to_owned(), json!("beamscope.bench/1")),
+        ("beamscope_command".to_owned(), json!(condition::COMMAND)),
+        ("conditions".to_owned(), table.json()),
+    ]);
+    let mut missing: Vec<&str> =
+        refusals.contains_key(&Condition::Beamscope).then_some("conditions").into_iter().collect();
+    for (key, measure) in SECTIONS {
+        let Section { text, json } = measure(project).unwrap_or_else(|error| {
+            missing.push(key);
+            let reason = format!("{error:#}");
+            Section { text: format!("not run: {key}: {reason}\n"), json: json!({ "not_run": reason }) }
+        });
+        print!("\n{text}");
+        report.insert(key.to_owned(), json);
     }
+    let path = folder.join("bench.json");
+    fs::write(&path, serde_json::to_string_pretty(&report)? + "\n")
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    println!("{}", path.display());
+    ensure!(missing.is_empty(), "beamscope itself was not measured for: {}", missing.join(", "));
+    Ok(())
 }
 
 /// All loads on one fresh node under one condition.

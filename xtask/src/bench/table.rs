@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::Result;
 use serde_json::{Map, Value, json};
 
 use super::{
-    condition::Condition,
+    condition::{COMMAND, Condition},
     load::{Load, Measure, PACE},
+    spread::Spread,
 };
 
 /// One row for each condition.
@@ -54,6 +54,7 @@ impl Table {
             }
         }
         text.push_str(NOTES);
+        text.push_str(&["beamscope exact: `", COMMAND, "`, all else as it is by default.\n"].concat());
         for row in &self.rows {
             if let Err(reason) = &row.outcome {
                 text.push_str(&["not run: ", row.condition.name(), ": ", reason, "\n"].concat());
@@ -62,7 +63,7 @@ impl Table {
         text
     }
 
-    pub(super) fn json(&self) -> Result<String> {
+    pub(super) fn json(&self) -> Value {
         let conditions = self.rows.iter().map(|row| match &row.outcome {
             Err(reason) => json!({ "condition": row.condition.name(), "not_run": reason }),
             Ok(figures) => {
@@ -77,8 +78,7 @@ impl Table {
                 })
             }
         });
-        let report = json!({ "schema": "beamscope.bench/1", "conditions": conditions.collect::<Vec<_>>() });
-        Ok(serde_json::to_string_pretty(&report)? + "\n")
+        conditions.collect()
     }
 
     fn cells(&self, row: &Row) -> [String; 10] {
@@ -127,13 +127,14 @@ impl Table {
 const NOTES: &str = "
 tight, 64..4096, paced: CPU ns of a malloc and free pair, median of the rounds. added: less the bare pair.
 ÷ beamscope: the added cost as a multiple of what beamscope adds. pairs/s: reached by the paced load; 320,000 is the aim.
-× core: what 320,000 pairs a second make of a core that was busy with other work. Erlang: × bare, of a loop without malloc.
+× core: what 320,000 pairs a second make of a core that was busy with other work. Erlang: × bare, of a loop without malloc,
+in nodes of their own; closer for beamscope below.
 ";
 
 impl Figures {
     fn of(rounds: &[Measure]) -> Option<Self> {
-        let cpu_ns = median(rounds.iter().map(Measure::cpu_ns_each).collect())?;
-        let per_second = median(rounds.iter().map(Measure::per_second).collect())?;
+        let cpu_ns = Spread::of(rounds.iter().map(Measure::cpu_ns_each))?.median;
+        let per_second = Spread::of(rounds.iter().map(Measure::per_second))?.median;
         Some(Self { cpu_ns, per_second, rounds: rounds.to_vec() })
     }
 
@@ -141,11 +142,6 @@ impl Figures {
         let Self { cpu_ns, per_second, rounds } = self;
         json!({ "cpu_ns_each": cpu_ns, "per_second": per_second, "rounds": rounds })
     }
-}
-
-fn median(mut values: Vec<f64>) -> Option<f64> {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied()
 }
 
 fn line(cells: &[String; 10]) -> String {
@@ -180,5 +176,6 @@ mod tests {
         let refusals = BTreeMap::from([(Condition::Memleak, "no headers".to_owned())]);
         let text = Table::new(&measures(&[(Condition::Bare, 5)]), &refusals).text();
         assert!(text.contains("not run: bcc memleak: no headers"), "{text}");
+        assert!(text.contains("beamscope exact: `beamscope record --mode exact`"), "{text}");
     }
 }
