@@ -42,7 +42,7 @@ const INTRODUCTIONS: u32 = 3;
 const SITES: usize = 1 << 16;
 
 /// Entries of the map `CALLS`: for the threads of any node, and for the shares that the kernel gives each processor
-/// (`LOCAL_FREE_TARGET` in kernel/bpf/bpf_lru_list.c is 128).
+/// (`LOCAL_FREE_TARGET` in `kernel/bpf/bpf_lru_list.c` is 128).
 const CALLS: u32 = 16_384;
 const CALLS_PER_PROCESSOR: u32 = 256;
 

@@ -23,7 +23,7 @@ pub struct StackId(u32);
 #[derive(Debug, Default)]
 pub struct Stacks {
     ids: HashMap<Arc<RawStack>, StackId>,
-    stacks: Vec<Arc<RawStack>>,
+    by_id: Vec<Arc<RawStack>>,
     /// Stacks that found no room.
     pub refused: u64,
 }
@@ -37,7 +37,7 @@ impl Stacks {
         if let Some(id) = self.ids.get(&stack) {
             return (*id, false);
         }
-        let next = u32::try_from(self.stacks.len()).unwrap_or(u32::MAX);
+        let next = u32::try_from(self.by_id.len()).unwrap_or(u32::MAX);
         if next < Self::LIMIT {
             return (self.add(stack, next), true);
         }
@@ -52,12 +52,12 @@ impl Stacks {
     fn add(&mut self, stack: RawStack, number: u32) -> StackId {
         let stack = Arc::new(stack);
         self.ids.insert(Arc::clone(&stack), StackId(number));
-        self.stacks.push(stack);
+        self.by_id.push(stack);
         StackId(number)
     }
 
     /// The stack of an id.
     pub fn get(&self, id: StackId) -> Option<&RawStack> {
-        self.stacks.get(usize::try_from(id.0).ok()?).map(Arc::as_ref)
+        self.by_id.get(usize::try_from(id.0).ok()?).map(Arc::as_ref)
     }
 }

@@ -11,6 +11,7 @@ use crate::{
 
 const PAGE: u64 = 4096;
 const ANONYMOUS: u32 = 0x20;
+const MREMAP_DONTUNMAP: u32 = 4;
 
 fn stack(stacks: &mut Stacks, address: u64) -> StackId {
     stacks.intern(RawStack { addresses: vec![Address(address)], leaf_is_return: true, end: StackEnd::Root }).0
@@ -202,8 +203,7 @@ fn mremap_moves_a_range_to_its_own_site() {
     let map = event(MappingKind::Mapped, 1, 0x10_000, PAGE, 1);
     let [begin, _] = unmap(1, 0x10_000, PAGE, 5);
     assert_eq!(outstanding(&[map, begin, moved(1, 0x90_000, 3 * PAGE, 5, 2)]), (3 * PAGE, 4 * PAGE));
-    const DONTUNMAP: u32 = 4;
-    let kept = MappingEvent { flags: DONTUNMAP, ..moved(1, 0x90_000, PAGE, 5, 2) };
+    let kept = MappingEvent { flags: MREMAP_DONTUNMAP, ..moved(1, 0x90_000, PAGE, 5, 2) };
     assert_eq!(outstanding(&[map, begin, kept]), (2 * PAGE, 2 * PAGE));
 }
 
