@@ -117,6 +117,7 @@ impl AttachPlan {
         };
         let mut points = Vec::new();
         for allocator in allocators {
+            let mut dear = Vec::new();
             for located in &allocator.functions {
                 if is_mapping_call(located.function) && mapping_calls != MappingCalls::Functions {
                     continue;
@@ -125,14 +126,19 @@ impl AttachPlan {
                 let placement = place(architecture, &located.code, programs.arguments);
                 let name = format!("{} in {}", located.function.name(), allocator.name);
                 if !placement.emulated {
-                    notes.push(format!(
-                        "{name} begins with an instruction that the kernel cannot emulate: each call costs the node \
-                         about ten times as much as one of the others"
-                    ));
+                    dear.push(located.function.name());
                 }
                 for program in [programs.on_return, Some(programs.on_entry)].into_iter().flatten() {
                     points.push(point(program, allocator, located, placement, &name));
                 }
+            }
+            if !dear.is_empty() {
+                notes.push(format!(
+                    "the kernel cannot emulate the first instructions of {} in {}: a call of one of them costs the node \
+                     about ten times as much as a call of another",
+                    dear.join(", "),
+                    allocator.name
+                ));
             }
         }
         // Returns before entries: a call whose return is missed would look as if it never ended.
@@ -242,7 +248,7 @@ mod tests {
     #[test]
     fn a_dear_place_is_said() {
         let plan = plan(&[(Function::Malloc, SUB)], &TRACEPOINTS);
-        assert!(plan.notes[0].starts_with("malloc in libc.so.6"), "{:?}", plan.notes);
+        assert!(plan.notes[0].contains("of malloc in libc.so.6"), "{:?}", plan.notes);
         assert_eq!(plan.points[0].offset, 0);
     }
 }

@@ -1,5 +1,8 @@
 //! What does a loss or a count mean for the figures?
 
+/// Said of a loss that another version of beamscope has counted.
+const UNKNOWN: &str = "the figures may be incomplete";
+
 /// Which figures a loss touches, and how.
 ///
 /// The names are those that `recorder::finish` gives to the probe's counters and to its own.
@@ -22,8 +25,9 @@ pub fn effect(counter: &str) -> &'static str {
             "stacks end at code that does not say how to unwind it: callers may be missing; bytes are right"
         }
         "addresses_without_readable_symbols" => "frames are shown as library and offset; bytes are right",
+        "stack_table_full" => "stacks were too many to keep: their bytes are counted without callers; totals are right",
         "malformed_records" => "events that could not be understood were left out",
-        _ => "the figures may be incomplete",
+        _ => UNKNOWN,
     }
 }
 
@@ -36,7 +40,23 @@ pub fn meaning(counter: &str) -> Option<&'static str> {
         "unknown_frees" => "frees of memory from before the recording",
         "allocator_mappings" => "mappings that malloc made for itself; its blocks are counted instead",
         "stack_samples" => "stacks captured",
-        "reserved_bytes" => "bytes of address space reserved without access; they take no memory",
+        "reserved_bytes" => "bytes of address space set aside; what has become accessible counts as memory instead",
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use beamscope_probe::Counter;
+
+    use super::*;
+
+    #[test]
+    fn every_counter_of_the_probe_is_explained() {
+        for counter in Counter::ALL {
+            let name = counter.name();
+            assert_eq!(counter.is_loss(), effect(name) != UNKNOWN, "{name}");
+            assert_eq!(counter.is_loss(), meaning(name).is_none(), "{name}");
+        }
+    }
 }
