@@ -1,11 +1,11 @@
-//! Divides an exact figure among parts of which only estimates are known.
+//! Divides exact figures among parts of which only estimates are known.
 
 /// Parts of `total` in proportion to `weights`; they add up to `total`. Equal parts where all weights are zero.
 pub(super) fn apportion(total: u64, weights: &[f64]) -> Vec<u64> {
     let sum: f64 = weights.iter().sum();
     let even = 1.0 / weights.len() as f64;
     let share = |weight: f64| if sum > 0.0 { weight / sum } else { even };
-    // Cumulated shares, rounded down: differences of them are never negative and end at the total.
+    // Differences of cumulated parts, which never fall and end at the total.
     let mut given = 0;
     let mut cumulated = 0.0;
     let last = weights.len().saturating_sub(1);
@@ -22,13 +22,14 @@ pub(super) fn apportion(total: u64, weights: &[f64]) -> Vec<u64> {
         .collect()
 }
 
+/// The part of `total` that `share`, a number from 0 to 1, is.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
     reason = "`as` saturates, and shares are not negative"
 )]
-fn part(total: u64, share: f64) -> u64 {
-    (total as f64 * share) as u64
+pub(super) fn part(total: u64, share: f64) -> u64 {
+    (total as f64 * share).round() as u64
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::apportion::part;
+
 /// Points kept at most; a power of two, so that halving the resolution is exact.
 const CAPACITY: usize = 256;
 
@@ -78,13 +80,8 @@ impl Series {
 
     /// The figure times `share`, a number from 0 to 1.
     #[must_use]
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "`as` saturates, and shares are not negative"
-    )]
     pub fn scaled(&self, share: f64) -> Self {
-        let scale = |point: &Point| Point { at: point.at, value: (point.value as f64 * share).round() as u64 };
+        let scale = |point: &Point| Point { at: point.at, value: part(point.value, share) };
         Self { points: self.points.iter().map(scale).collect(), ..*self }
     }
 

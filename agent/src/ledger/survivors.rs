@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::apportion::part;
+
 /// Parts into which the recording is divided by time.
 pub(super) const PARTS: usize = 4;
 
@@ -35,13 +37,8 @@ impl Survivors {
 
     /// The bytes times `share`, a number from 0 to 1.
     #[must_use]
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "`as` saturates, and shares are not negative"
-    )]
     pub fn scaled(&self, share: f64) -> Self {
-        Self { bytes: self.bytes.map(|bytes| (bytes as f64 * share).round() as u64), ..*self }
+        Self { bytes: self.bytes.map(|bytes| part(bytes, share)), ..*self }
     }
 }
 

@@ -7,13 +7,14 @@
 //! Sizes are those that were asked for. The size in a chunk's header would save the probe at the entry, but it is rounded
 //! up, by a third for the smallest blocks, and only glibc's is known.
 
-use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_probe_read_user, generated::bpf_ktime_get_ns};
+use aya_ebpf::helpers::bpf_probe_read_user;
 use beamscope_probe::{Block, Call, Counter, Function, Site, SiteKey};
 
 use super::{
     maps::{CALLS, LIVE, SITES, add, count, count_by, recording},
     registers::{RETURN_ADDRESS_BYTES, Registers},
     sample,
+    thread::{in_allocation, now, thread},
 };
 
 const ANY: u64 = 0;
@@ -29,19 +30,6 @@ pub(crate) struct Request {
     pub(crate) size: u64,
     /// As [`Call::argument`].
     pub(crate) argument: u64,
-}
-
-/// The current thread's id in the initial pid namespace.
-#[inline(always)]
-pub(crate) fn thread() -> u32 {
-    bpf_get_current_pid_tgid() as u32
-}
-
-/// Whether the current thread is inside an allocation function.
-#[inline(always)]
-pub(crate) fn in_progress() -> bool {
-    // SAFETY: only the current thread writes its entry.
-    CALLS.get_ptr(thread()).is_some_and(|call| unsafe { (*call).function } != 0)
 }
 
 /// An allocation function begins.
@@ -193,16 +181,9 @@ pub(crate) fn free(address: u64) {
     let mut block = Block::default();
     if take(address, &mut block) {
         freed(&block);
-    } else if !in_progress() {
+    } else if !in_allocation() {
         count(Counter::UnknownFrees);
     }
-}
-
-/// Nanoseconds of `CLOCK_MONOTONIC`.
-#[inline(always)]
-pub(crate) fn now() -> u64 {
-    // SAFETY: the helper has no precondition.
-    unsafe { bpf_ktime_get_ns() }
 }
 
 /// Takes the block at `address` out of the live blocks.

@@ -3,14 +3,13 @@
 //! A range is reported as gone when the call that takes it away begins, since the kernel can give it to another thread
 //! before that call is over; a call that fails takes the report back.
 
-use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use beamscope_probe::{Counter, Function, MappingEvent, MappingKind};
 
 use super::{
-    allocation::{in_progress, now, thread},
     maps::{CONTROL, HEAP_END, MAPPING_CALLS, MAPPINGS, NO_WAKEUP, count, recording},
     registers::Registers,
     sample,
+    thread::{in_allocation, now, process, thread},
 };
 
 const MAP_ANONYMOUS: u32 = 0x20;
@@ -46,8 +45,7 @@ pub(crate) enum Caller<'a> {
 /// Whether the current thread belongs to the process that the tracepoints follow.
 #[inline(always)]
 pub(crate) fn is_target() -> bool {
-    let process = (bpf_get_current_pid_tgid() >> 32) as u32;
-    CONTROL.get(0).is_some_and(|control| control.target == process)
+    CONTROL.get(0).is_some_and(|control| control.target == process())
 }
 
 /// A mapping call begins.
@@ -58,7 +56,7 @@ pub(crate) fn enter(request: &MappingRequest) {
     }
     let mut request = *request;
     let is = |function: Function| request.function == function as u32;
-    if in_progress() {
+    if in_allocation() {
         // The allocator's own mappings hold the blocks that are followed already.
         count(Counter::AllocatorMappings);
         if !is(Function::Brk) {

@@ -5,3 +5,4 @@ pub(crate) mod mapping;
 pub(crate) mod maps;
 pub(crate) mod registers;
 pub(crate) mod sample;
+pub(crate) mod thread;

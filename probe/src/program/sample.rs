@@ -9,9 +9,9 @@ use aya_ebpf::helpers::{
 use beamscope_probe::{Block, Control, Counter, EXPONENTIAL_DRAWS, STACK_BYTES, SampleHeader, SampleOrigin, Site};
 
 use super::{
-    allocation::thread,
     maps::{COUNTDOWN, EXPONENTIAL, NO_WAKEUP, SAMPLES, add, count},
     registers::Registers,
+    thread::thread,
 };
 
 /// Bytes that are read at a time: no page is smaller, so a chunk is readable as a whole or not at all.

@@ -1,0 +1,31 @@
+//! Who runs here, when, and whether it is inside an allocation function.
+
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, generated::bpf_ktime_get_ns};
+
+use super::maps::CALLS;
+
+/// The current thread's id in the initial pid namespace.
+#[inline(always)]
+pub(crate) fn thread() -> u32 {
+    bpf_get_current_pid_tgid() as u32
+}
+
+/// The current process's id in the initial pid namespace.
+#[inline(always)]
+pub(crate) fn process() -> u32 {
+    (bpf_get_current_pid_tgid() >> 32) as u32
+}
+
+/// Nanoseconds of `CLOCK_MONOTONIC`.
+#[inline(always)]
+pub(crate) fn now() -> u64 {
+    // SAFETY: the helper has no precondition.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+/// Whether the current thread is inside an allocation function.
+#[inline(always)]
+pub(crate) fn in_allocation() -> bool {
+    // SAFETY: only the current thread writes its entry.
+    CALLS.get_ptr(thread()).is_some_and(|call| unsafe { (*call).function } != 0)
+}
