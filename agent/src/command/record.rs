@@ -42,7 +42,6 @@ pub(super) fn run(args: &RecordArgs, common: Common) -> anyhow::Result<()> {
                 progress.suspend(|| anstream::eprintln!("{text}"));
             }
         };
-        recorder.notes().iter().for_each(|note| say(format!("note: {note}")));
         // Before anybody is told that it records, so that no signal finds beamscope unprepared.
         let mut stop = Stop::listen()?;
         recorder.start()?;
@@ -54,6 +53,7 @@ pub(super) fn run(args: &RecordArgs, common: Common) -> anyhow::Result<()> {
         progress.set_message("taking the probes away");
         drop(recorder);
         progress.finish_and_clear();
+        say(format!("wrote {0}; `beamscope report {0}` shows it", args.output.display()));
         Ok(())
     })
 }
@@ -114,6 +114,7 @@ fn progress(quiet: bool) -> ProgressBar {
         return ProgressBar::hidden();
     }
     let bar = ProgressBar::new_spinner();
+    bar.enable_steady_tick(Duration::from_millis(100));
     if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}") {
         bar.set_style(style);
     }

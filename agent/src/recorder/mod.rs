@@ -149,11 +149,6 @@ impl Recorder {
         &self.target
     }
 
-    /// What was decided at attach and what it costs.
-    pub fn notes(&self) -> &[String] {
-        &self.plan.notes
-    }
-
     /// Seconds since the start.
     pub fn elapsed(&self) -> f64 {
         self.started.elapsed().as_secs_f64()
