@@ -114,6 +114,21 @@ fn more_sites_than_the_table_holds() {
     assert_eq!(native, figure(&answer, "outstanding"));
 }
 
+/// What the C library maps for itself in `free` holds blocks that are counted already.
+#[test]
+fn a_thread_whose_first_call_is_free() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let program = compile("gcc", "allocations", folder.path(), &[]);
+    for arguments in [&[][..], &["--no-tracepoints"]] {
+        let mut subject = Subject::program(&program, &[]);
+        let recording = Recording::start(subject.pid(), arguments);
+        let answer = subject.ask("frees_first");
+        let report = recording.stop();
+        report.assert_no_loss();
+        assert_eq!(report.sum("frees_first", "outstanding_bytes"), figure(&answer, "outstanding"), "{arguments:?}");
+    }
+}
+
 #[test]
 fn musl() {
     let folder = tempfile::tempdir().expect("a folder");

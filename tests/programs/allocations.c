@@ -251,6 +251,20 @@ CASE case_contention(void)
     allocated = contended_allocated;
 }
 
+/* glibc gives a thread its arena at its first call, which here is `free`. */
+static void *frees_first(void *argument)
+{
+    free(from_before[2]);
+    for (int i = 0; i < 400; i++) keep(malloc(1000), 1000);
+    return argument;
+}
+
+CASE case_frees_first(void)
+{
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, frees_first, NULL) || pthread_join(thread, NULL)) abort();
+}
+
 /* More heights of the stack than the probe has room for. */
 __attribute__((noinline)) static int sink_in(int depth)
 {
@@ -352,10 +366,11 @@ static const struct {
     {"other_thread_frees", case_other_thread_frees},
     {"fork", case_fork},
     {"depths", case_depths},
-    /* Their blocks have the threads' stacks, and so the functions `thread_main`, `contend` and `sink_in`. */
+    /* Their blocks have the threads' stacks, and so the functions `thread_main`, `contend`, ... */
     {"threads", case_threads},
     {"contention", case_contention},
     {"deep", case_deep},
+    {"frees_first", case_frees_first},
 };
 
 int main(void)

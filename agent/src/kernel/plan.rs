@@ -171,7 +171,8 @@ fn programs(function: Function) -> Programs {
     Programs { on_entry, on_return, arguments }
 }
 
-fn is_mapping_call(function: Function) -> bool {
+/// Whether a function maps memory and allocates no blocks.
+pub fn is_mapping_call(function: Function) -> bool {
     matches!(function, Function::Mmap | Function::Munmap | Function::Mremap | Function::Brk)
 }
 

@@ -132,6 +132,17 @@ impl Ledger {
         }
     }
 
+    /// Takes a sample of a mapping call that an allocator made for itself outside its allocation functions, as glibc's
+    /// `free` does when it is a thread's first call.
+    pub fn sample_of_allocator(&mut self, header: &SampleHeader) {
+        self.ranges.disown(header.thread, header.sequence);
+    }
+
+    /// Bytes that were mapped for the stacks of threads.
+    pub fn thread_stack_bytes(&self) -> u64 {
+        self.ranges.thread_stack_bytes()
+    }
+
     /// Takes the process's mappings: they say what of the ranges that were set aside is memory by now.
     pub fn prove(&mut self, mappings: &Mappings) {
         self.ranges.prove(mappings);

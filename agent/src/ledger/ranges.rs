@@ -10,6 +10,9 @@ use crate::mapping::{Backing, Mappings};
 const MAP_ANONYMOUS: u32 = 0x20;
 /// The old range stays, empty (mremap(2)).
 const MREMAP_DONTUNMAP: u32 = 4;
+/// Given by the C library for the stacks of threads (mmap(2)). How much of one is memory depends on how deep the thread
+/// goes, and it is the thread's and no block of anybody's.
+const MAP_STACK: u32 = 0x2_0000;
 /// `PROT_NONE`: address space that is set aside.
 const NO_ACCESS: u32 = 0;
 
@@ -63,6 +66,7 @@ pub(super) struct RangeLedger {
     settled: BTreeMap<Site, Totals>,
     outstanding: BTreeMap<Site, Series>,
     heap_end: u64,
+    thread_stack_bytes: u64,
 }
 
 impl RangeLedger {
@@ -77,6 +81,7 @@ impl RangeLedger {
             settled: BTreeMap::new(),
             outstanding: BTreeMap::new(),
             heap_end,
+            thread_stack_bytes: 0,
         }
     }
 
@@ -86,10 +91,12 @@ impl RangeLedger {
         let length = event.length.checked_next_multiple_of(self.page_size);
         let range = length.and_then(|length| Some((length, event.address.checked_add(length)?)));
         match (kind, range) {
-            (MappingKind::Mapped, Some((_, end))) => {
+            (MappingKind::Mapped, Some((length, end))) => {
                 // A mapping at a fixed address takes the place of what was there.
                 self.free(event.address, end);
-                if event.flags & MAP_ANONYMOUS != 0 && event.sequence != 0 {
+                if event.flags & MAP_STACK != 0 {
+                    self.thread_stack_bytes = self.thread_stack_bytes.saturating_add(length);
+                } else if event.flags & MAP_ANONYMOUS != 0 && event.sequence != 0 {
                     let certain = event.protection != NO_ACCESS;
                     self.insert(event.address, end, event, at, Function::Mmap, certain);
                 }
@@ -126,6 +133,24 @@ impl RangeLedger {
             self.stacks.insert((thread, sequence), stack);
             self.settle((thread, sequence));
         }
+    }
+
+    /// Takes word that the event was an allocator's own: its blocks are counted instead.
+    pub(super) fn disown(&mut self, thread: u32, sequence: u64) {
+        let origin = (thread, sequence);
+        if self.without_range.remove(&origin) {
+            return;
+        }
+        self.ranges.retain(|_, range| range.origin != origin);
+        for leaving in self.leaving.values_mut() {
+            leaving.pieces.retain(|(_, range)| range.origin != origin);
+        }
+        self.origins.remove(&origin);
+    }
+
+    /// Bytes that were mapped for the stacks of threads.
+    pub(super) fn thread_stack_bytes(&self) -> u64 {
+        self.thread_stack_bytes
     }
 
     /// Counts of the uncertain ranges what `mappings` prove to be memory.

@@ -255,6 +255,23 @@ fn address_space_without_access_is_memory_as_far_as_it_becomes_accessible() {
 }
 
 #[test]
+fn stacks_of_threads_and_pools_of_allocators_are_no_blocks() {
+    const MAP_STACK: u32 = 0x2_0000;
+    let stack = MappingEvent { flags: ANONYMOUS | MAP_STACK, ..event(MappingKind::Mapped, 1, 0x10_000, 8 * PAGE, 1) };
+    assert_eq!(outstanding(&[stack]), (0, 0));
+    for early in [true, false] {
+        let mut ledger = Ledger::new(0, PAGE, 0);
+        let header = SampleHeader { thread: 1, ..sample(key(0), 0, 7, 0, SampleOrigin::Mapping) };
+        if early {
+            ledger.sample_of_allocator(&header);
+        }
+        ledger.mapping(&event(MappingKind::Mapped, 1, 0x10_000, PAGE, 7));
+        ledger.sample_of_allocator(&header);
+        assert_eq!(close(ledger, &mut Stacks::default(), vec![]), []);
+    }
+}
+
+#[test]
 fn only_direct_moves_of_the_heap_end_count() {
     let end = |address, in_allocator, sequence| MappingEvent {
         in_allocator,

@@ -8,7 +8,7 @@ use beamscope_probe::{Block, Counter, Function, SiteKey};
 use super::Recorder;
 use crate::{
     erts::carrier,
-    kernel::plan::MappingCalls,
+    kernel::plan::{MappingCalls, is_mapping_call},
     ledger::{Ledger, RawStack, SiteTotals},
     mapping::Address,
     recording::{CarrierSeen, Ended, Interval, Mode, Probe, Recording, Site},
@@ -68,6 +68,7 @@ impl Recorder {
             ("freed_blocks".to_owned(), freed),
             ("stack_samples".to_owned(), self.stack_ends.samples),
             ("reserved_bytes".to_owned(), reserved),
+            ("thread_stack_bytes".to_owned(), self.ledger.thread_stack_bytes()),
         ]);
         for (counter, value) in counters {
             let into = if counter.is_loss() { &mut losses } else { &mut counts };
@@ -134,8 +135,7 @@ impl Recorder {
 
     /// The frame of the allocation function itself. The walk begins at its caller, so only its name is known.
     fn leaf(&self, function: Function) -> Frame {
-        let is_mapping = matches!(function, Function::Mmap | Function::Munmap | Function::Mremap | Function::Brk);
-        let module = if is_mapping && self.plan.mapping_calls != MappingCalls::Functions {
+        let module = if is_mapping_call(function) && self.plan.mapping_calls != MappingCalls::Functions {
             Some(KERNEL_MODULE.to_owned())
         } else {
             let serves =

@@ -5,6 +5,7 @@ mod finish;
 
 use std::{
     num::NonZeroU32,
+    ops::Range,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -15,14 +16,14 @@ use crate::{
     kernel::{
         features::{Capabilities, KernelFeatures},
         object,
-        plan::{AttachPlan, MappingCalls, SystemCallTracing},
+        plan::{self, AttachPlan, MappingCalls, SystemCallTracing},
         session::{Session, Settings},
     },
     ledger::{Ledger, RawStack, StackId, Stacks},
     recording::Snapshot,
     stack::StackEnd,
     target::{
-        allocator::{self, Allocator, Allocators},
+        allocator::{self, Allocator, Allocators, Located},
         process::Target,
     },
 };
@@ -58,6 +59,8 @@ pub struct Recorder {
     options: Options,
     plan: AttachPlan,
     allocators: Vec<Allocator>,
+    /// Where their functions are in memory.
+    allocator_code: Vec<Range<u64>>,
     session: Session,
     code: Code,
     stacks: Stacks,
@@ -113,6 +116,7 @@ impl Recorder {
             target,
             options,
             plan,
+            allocator_code: allocators.iter().flat_map(code_of).collect(),
             allocators,
             session,
             code,
@@ -160,11 +164,16 @@ impl Recorder {
         let Self { session, ledger, malformed, .. } = self;
         let events = session.read_mappings(RECORDS_AT_ONCE, malformed, |event| ledger.mapping(event));
         let Self { session, ledger, malformed, code, target, stacks, unnamed, stack_ends, plan, options, .. } = self;
+        let allocator_code = &self.allocator_code;
         let samples = session.read_samples(RECORDS_AT_ONCE, malformed, |header, image| {
             let from_system_call = header.origin == SampleOrigin::Mapping as u32
                 && matches!(plan.mapping_calls, MappingCalls::SystemCalls { .. });
             let stack = code.unwind(target, header, image, !from_system_call);
             stack_ends.count(&stack);
+            if header.origin == SampleOrigin::Mapping as u32 && is_in(allocator_code, &stack) {
+                ledger.sample_of_allocator(header);
+                return;
+            }
             let (id, is_new) = stacks.intern(stack);
             if is_new {
                 unnamed.push(id);
@@ -204,6 +213,21 @@ impl Recorder {
         code.learn(&unnamed.iter().filter_map(|id| stacks.get(*id)).collect::<Vec<_>>());
         unnamed.clear();
     }
+}
+
+/// The allocation functions of an allocator in memory, as far as their sizes are known.
+fn code_of(allocator: &Allocator) -> impl Iterator<Item = Range<u64>> + '_ {
+    let of_blocks = |located: &&Located| !plan::is_mapping_call(located.function);
+    allocator.functions.iter().filter(of_blocks).map(|located| {
+        let begin = located.address.0.wrapping_add(allocator.bias);
+        begin..begin.saturating_add(located.size)
+    })
+}
+
+/// Whether a stack passes through `code`.
+fn is_in(code: &[Range<u64>], stack: &RawStack) -> bool {
+    // Return addresses: the call stands before them.
+    stack.addresses.iter().any(|address| code.iter().any(|range| range.contains(&address.0.saturating_sub(1))))
 }
 
 impl StackEnds {

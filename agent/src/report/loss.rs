@@ -39,6 +39,7 @@ pub fn meaning(counter: &str) -> Option<&'static str> {
         "failed_allocations" => "allocations that returned no memory",
         "unknown_frees" => "frees of memory from before the recording",
         "allocator_mappings" => "mappings that malloc made for itself; its blocks are counted instead",
+        "thread_stack_bytes" => "bytes of address space mapped for the stacks of threads",
         "stack_samples" => "stacks captured",
         "reserved_bytes" => "bytes of address space set aside; what has become accessible counts as memory instead",
         _ => return None,
