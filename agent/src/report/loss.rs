@@ -37,7 +37,7 @@ pub fn meaning(counter: &str) -> Option<&'static str> {
         "allocated_blocks" => "blocks and mappings allocated",
         "freed_blocks" => "of them freed",
         "failed_allocations" => "allocations that returned no memory",
-        "unknown_frees" => "frees of memory from before the recording",
+        "unknown_frees" => "frees of memory from before the recording, or that the C library took for itself",
         "allocator_mappings" => "mappings that malloc made for itself; its blocks are counted instead",
         "thread_stack_bytes" => "bytes of address space mapped for the stacks of threads",
         "stack_samples" => "stacks captured",
