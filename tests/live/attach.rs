@@ -115,21 +115,50 @@ fn each_probe_that_is_called_often_is_cheap() {
     }
 }
 
+/// Records a leaking node by a shell `script` that ends in `exec beamscope`, in a mount namespace of its own, so that
+/// nothing stays mounted.
+fn record_in(script: impl Fn(&Path, &str) -> String) -> Report {
+    let mut node = Subject::node(&[]);
+    let folder = tempfile::tempdir().expect("a folder");
+    node.ask("leak malloc 1000 10 50");
+    tool("unshare", &["-m", "sh", "-ec", &script(folder.path(), &node.pid().to_string())]);
+    let report = Report::of(&folder.path().join("x.bscope"));
+    report.assert_no_loss();
+    assert!(report.sum("take_malloc", "outstanding_bytes") > 100_000);
+    report
+}
+
 /// Neither the agent nor the BPF programs need the kernel's type information where the C library's functions are followed.
 #[test]
 fn no_btf_is_needed() {
-    let mut node = Subject::node(&[]);
-    let folder = tempfile::tempdir().expect("a folder");
-    let file = folder.path().join("x.bscope").to_string_lossy().into_owned();
-    node.ask("leak malloc 1000 10 50");
-    // In a mount namespace of its own, so that nothing stays mounted.
-    let script = format!(
-        "mount -t tmpfs tmpfs /sys/kernel/btf && exec {} record {} --no-tracepoints -d 2s -o {file}",
-        env!("CARGO_BIN_EXE_beamscope"),
-        node.pid()
-    );
-    tool("unshare", &["-m", "sh", "-c", &script]);
-    let report = Report::of(Path::new(&file));
-    report.assert_no_loss();
-    assert!(report.sum("take_malloc", "outstanding_bytes") > 100_000);
+    record_in(|folder, pid| {
+        let beamscope = env!("CARGO_BIN_EXE_beamscope");
+        let folder = folder.display();
+        format!(
+            "mount -t tmpfs tmpfs /sys/kernel/btf
+             exec {beamscope} record {pid} --no-tracepoints -d 2s -o {folder}/x.bscope"
+        )
+    });
+}
+
+/// In a chroot the root need not be a mount, and a node outside it has other paths.
+#[test]
+fn a_chroot_is_no_obstacle() {
+    let report = record_in(|folder, pid| {
+        let beamscope = env!("CARGO_BIN_EXE_beamscope");
+        let folder = folder.display();
+        format!(
+            "mkdir {folder}/root
+             for part in proc sys dev usr bin lib lib64; do
+                 [ -e /$part ] || continue
+                 mkdir {folder}/root/$part
+                 mount --rbind /$part {folder}/root/$part
+             done
+             cp {beamscope} {folder}/root/beamscope
+             chroot {folder}/root /beamscope record {pid} -d 2s -o /x.bscope
+             mv {folder}/root/x.bscope {folder}"
+        )
+    });
+    let notes = report.0["notes"].to_string();
+    assert!(!notes.contains("mapping calls are followed"), "{notes}");
 }

@@ -176,7 +176,7 @@ fn operators_of_a_preloaded_allocator() {
 }
 
 fn jemalloc() -> PathBuf {
-    let found = crate::agent::tool("ldconfig", &["-p"]);
+    let found = crate::agent::tool("/sbin/ldconfig", &["-p"]);
     let path =
         found.lines().find_map(|line| line.split(" => ").nth(1).filter(|path| path.contains("libjemalloc.so.2")));
     PathBuf::from(path.expect("libjemalloc.so.2; `cargo xtask test` installs it"))

@@ -17,7 +17,9 @@ pub(crate) struct Subject {
 impl Subject {
     /// An Erlang node that can leak (`tests/nodes/node_control.erl`), with more arguments for `erl`.
     pub(crate) fn node(arguments: &[&str]) -> Self {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/nodes");
+        // Beside the profile's folder in the target folder, wherever that is.
+        let profile = Path::new(env!("CARGO_BIN_EXE_beamscope")).parent().expect("the profile's folder");
+        let folder = profile.parent().expect("the target folder").join("nodes");
         let beam = folder.join("node_control.beam");
         assert!(beam.exists(), "{} is missing; `cargo xtask fixtures` makes it", beam.display());
         let mut command = Command::new("erl");
@@ -41,6 +43,9 @@ impl Subject {
 
     fn spawn(command: &mut Command) -> Self {
         let mut child = command
+            .env_remove("ERL_FLAGS")
+            .env_remove("ERL_AFLAGS")
+            .env_remove("ERL_ZFLAGS")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

@@ -53,7 +53,7 @@ pub(crate) fn run(project: &Project) -> Result<()> {
     step("report");
     cmd!(shell, "{beamscope} report {recording}").quiet().run()?;
     let flamegraph = folder.join("leak.svg");
-    cmd!(shell, "{beamscope} flamegraph {recording} -o {flamegraph} --force").quiet().run()?;
+    cmd!(shell, "{beamscope} flamegraph {recording} -o {flamegraph} --force").quiet().ignore_stdout().run()?;
     drop(node);
 
     step("done; the node is stopped");

@@ -16,6 +16,7 @@ pub(crate) struct Watched {
     child: Child,
     lines: Receiver<String>,
     seen: Vec<String>,
+    echo: Echo,
 }
 
 /// As much of a program's output as an error message repeats.
@@ -42,7 +43,7 @@ impl Watched {
         let (sender, lines) = mpsc::channel();
         read_lines(child.stdout.take().context("no stdout")?, sender.clone(), echo);
         read_lines(child.stderr.take().context("no stderr")?, sender, echo);
-        Ok(Self { name, child, lines, seen: Vec::new() })
+        Ok(Self { name, child, lines, seen: Vec::new(), echo })
     }
 
     /// Returns when a line begins with `text`.
@@ -75,7 +76,10 @@ impl Watched {
     }
 
     fn said(&self) -> String {
-        let Self { seen, .. } = self;
+        let Self { seen, echo, .. } = self;
+        if *echo == Echo::Stderr {
+            return String::new();
+        }
         let last = seen.get(seen.len().saturating_sub(LAST_LINES)..).unwrap_or_default();
         last.iter().map(|line| format!("\n    {line}")).collect::<Vec<_>>().concat()
     }

@@ -58,7 +58,7 @@ pub(super) fn findings(features: &KernelFeatures, node: Option<&NodeAccess>) -> 
         Finding::of("uprobes", &features.uprobes)
             .needed()
             .without("nothing can be recorded", "use a kernel with CONFIG_UPROBE_EVENTS"),
-        tracefs(features, capabilities),
+        tracefs(features),
         Finding::of("registers at system calls", &features.task_registers).without(
             "mmap is followed in the C library and not at the system call: callers that go around it are not seen",
             same_or("use a kernel from 5.15 on, with CONFIG_DEBUG_INFO_BTF", &features.programs),
@@ -133,11 +133,11 @@ fn same_or(next: &'static str, programs: &Fact) -> &'static str {
     if *programs == Ok(true) { next } else { "see BPF programs" }
 }
 
-fn tracefs(features: &KernelFeatures, capabilities: Capabilities) -> Finding {
+fn tracefs(features: &KernelFeatures) -> Finding {
     const CHECK: &str = "tracepoints at system calls";
     const LOST: &str = "mmap is followed in the C library instead; calls that go around it are missed";
     match &features.tracefs {
-        Ok(Tracefs::Mountable) if capabilities.sys_admin => {
+        Ok(Tracefs::Mountable) if features.syscall_tracepoints == Ok(true) => {
             Finding::of(CHECK, &Ok(true)).detailed("tracefs is not mounted; beamscope mounts it for itself alone")
         }
         Ok(Tracefs::Mountable) => Finding::of(CHECK, &features.syscall_tracepoints)
@@ -254,13 +254,9 @@ pub(super) mod tests {
 
     #[test]
     fn tracepoints_can_be_seen_by_a_private_mount() {
-        let unmounted = KernelFeatures {
-            tracefs: Ok(Tracefs::Mountable),
-            syscall_tracepoints: Err("tracefs is not mounted".to_owned()),
-            ..everything()
-        };
+        let unmounted = KernelFeatures { tracefs: Ok(Tracefs::Mountable), ..everything() };
         assert_eq!(next_of("tracepoints at system calls", &unmounted), None);
-        let unprivileged = KernelFeatures { capabilities: Ok(Capabilities::default()), ..unmounted };
+        let unprivileged = KernelFeatures { syscall_tracepoints: Err("not permitted".to_owned()), ..unmounted };
         assert!(next_of("tracepoints at system calls", &unprivileged).unwrap().starts_with("mount -t tracefs"));
     }
 

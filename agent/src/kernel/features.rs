@@ -15,6 +15,8 @@ use nix::errno::Errno;
 use procfs::process::Process;
 use serde::Serialize;
 
+use super::tracefs;
+
 /// Whether something is so, or why that could not be found out. An error is never a `false`.
 pub type Fact = Result<bool, String>;
 
@@ -55,9 +57,9 @@ pub struct KernelFeatures {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Tracefs {
-    /// Mounted.
+    /// Mounted at one of the usual places.
     Mounted(PathBuf),
-    /// Not mounted here, and the kernel has it.
+    /// Not mounted at a usual place, and the kernel has it.
     Mountable,
     /// The kernel does not have it.
     Absent,
@@ -98,7 +100,7 @@ const INITIAL_USER_NAMESPACE: u64 = 0xEFFF_FFFD;
 impl KernelFeatures {
     /// Tries everything out. Nothing stays behind.
     pub fn detect() -> Self {
-        let tracefs = tracefs();
+        let tracefs = find_tracefs();
         Self {
             programs: program(is_program_supported(ProgramType::KProbe)),
             ring_buffer: map(is_map_supported(MapType::RingBuf)),
@@ -198,9 +200,11 @@ fn namespace(kind: &str, initial: u64) -> Fact {
     fs::metadata(&path).map(|metadata| metadata.ino() == initial).map_err(|error| because(&path, &error))
 }
 
-fn tracefs() -> Result<Tracefs, String> {
+fn find_tracefs() -> Result<Tracefs, String> {
     let mounts = procfs::mounts().map_err(|error| error.to_string())?;
-    if let Some(mount) = mounts.into_iter().find(|mount| mount.fs_vfstype == "tracefs") {
+    let usual = |path: &str| path == tracefs::PLACE || path == "/sys/kernel/debug/tracing";
+    let is_tracefs = |mount: &procfs::MountEntry| mount.fs_vfstype == "tracefs" && usual(&mount.fs_file);
+    if let Some(mount) = mounts.into_iter().find(is_tracefs) {
         return Ok(Tracefs::Mounted(mount.fs_file.into()));
     }
     let path = "/proc/filesystems";
@@ -209,10 +213,15 @@ fn tracefs() -> Result<Tracefs, String> {
     Ok(if has { Tracefs::Mountable } else { Tracefs::Absent })
 }
 
+/// A file of the tracepoint at one of the system calls that are followed.
+const TRACEPOINT: &str = "events/syscalls/sys_enter_mmap/id";
+
 fn syscall_tracepoints(tracefs: &Result<Tracefs, String>) -> Fact {
     match tracefs {
-        Ok(Tracefs::Mounted(at)) => exists(&at.join("events/syscalls/sys_enter_mmap/id")),
-        Ok(Tracefs::Mountable) => Err("tracefs is not mounted".to_owned()),
+        Ok(Tracefs::Mounted(at)) => exists(&at.join(TRACEPOINT)),
+        // Where it cannot be mounted (no CAP_SYS_ADMIN, a chroot without /sys), nothing is known.
+        Ok(Tracefs::Mountable) => tracefs::with(true, || exists(&Path::new(tracefs::PLACE).join(TRACEPOINT)))
+            .unwrap_or_else(|error| Err(format!("tracefs is not mounted and cannot be: {error}"))),
         Ok(Tracefs::Absent) => Ok(false),
         Err(reason) => Err(reason.clone()),
     }
@@ -275,7 +284,7 @@ mod tests {
 
     #[test]
     fn without_a_view_of_the_tracepoints_nothing_is_said_of_them() {
-        assert!(syscall_tracepoints(&Ok(Tracefs::Mountable)).is_err());
+        assert!(syscall_tracepoints(&Err("?".into())).is_err());
         assert_eq!(syscall_tracepoints(&Ok(Tracefs::Absent)), Ok(false));
     }
 }

@@ -62,20 +62,11 @@ impl SystemCallTracing {
         };
         let mount_tracefs = match &features.tracefs {
             Ok(Tracefs::Mounted(_)) => false,
-            Ok(Tracefs::Mountable) if features.capabilities.clone().is_ok_and(|held| held.sys_admin) => true,
-            Ok(Tracefs::Mountable) => {
-                let reason = "tracefs is not mounted, and only CAP_SYS_ADMIN could mount it".to_owned();
-                return Self::Unavailable { reason };
-            }
+            Ok(Tracefs::Mountable) => true,
             Ok(Tracefs::Absent) => return Self::Unavailable { reason: "the kernel has no tracefs".to_owned() },
             Err(error) => return Self::Unavailable { reason: error.clone() },
         };
-        // Where tracefs is not mounted, whether it has the tracepoints is known only when it is.
-        let tracepoints = if mount_tracefs {
-            None
-        } else {
-            unless(&features.syscall_tracepoints, "the kernel has no tracepoints at system calls")
-        };
+        let tracepoints = unless(&features.syscall_tracepoints, "the kernel has no tracepoints at system calls");
         let missing = tracepoints
             .or_else(|| unless(&features.task_registers, "the kernel gives no registers at system calls"))
             .or_else(|| unless(&features.initial_pid_namespace, "pids here are not the kernel's"));
@@ -189,7 +180,10 @@ fn point(program: &'static str, allocator: &Allocator, located: &Located, placem
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::target::elf::{ElfAddress, FileOffset};
+    use crate::{
+        kernel::features::{Capabilities, Lockdown},
+        target::elf::{ElfAddress, FileOffset},
+    };
 
     const PUSH: &[u8] = &[0x55];
     const SUB: &[u8] = &[0x48, 0x83, 0xec, 0x18];
@@ -213,6 +207,53 @@ mod tests {
 
     fn plan(functions: &[(Function, &[u8])], tracing: &SystemCallTracing) -> AttachPlan {
         AttachPlan::new(Architecture::X86_64, &[allocator(functions)], tracing, 42)
+    }
+
+    fn features(
+        tracefs: Result<Tracefs, String>,
+        tracepoints: Fact,
+        registers: Fact,
+        host_pids: Fact,
+    ) -> KernelFeatures {
+        KernelFeatures {
+            programs: Ok(true),
+            ring_buffer: Ok(true),
+            uprobes: Ok(true),
+            perf_event_paranoid: Ok(2),
+            tracefs,
+            syscall_tracepoints: tracepoints,
+            task_registers: registers,
+            btf: Ok(true),
+            initial_pid_namespace: host_pids,
+            initial_user_namespace: Ok(true),
+            lockdown: Ok(Lockdown::None),
+            locked_memory: Ok(None),
+            capabilities: Ok(Capabilities::default()),
+            ptrace_scope: Ok(0),
+        }
+    }
+
+    #[test]
+    fn system_calls_are_traced_only_where_all_of_it_is_there() {
+        let check = |tracefs, tracepoints, registers, host_pids, expected: Result<bool, &str>| {
+            let seen = match SystemCallTracing::of(&features(tracefs, tracepoints, registers, host_pids)) {
+                SystemCallTracing::Available { mount_tracefs } => Ok(mount_tracefs),
+                SystemCallTracing::Unavailable { reason } => Err(reason),
+            };
+            match (seen, expected) {
+                (Err(reason), Err(part)) => assert!(reason.contains(part), "{reason}"),
+                (seen, expected) => assert_eq!(seen, expected.map_err(str::to_owned)),
+            }
+        };
+        let mounted = || Ok(Tracefs::Mounted("/sys/kernel/tracing".into()));
+        check(mounted(), Ok(true), Ok(true), Ok(true), Ok(false));
+        check(Ok(Tracefs::Mountable), Ok(true), Ok(true), Ok(true), Ok(true));
+        check(Ok(Tracefs::Mountable), Err("not permitted".into()), Ok(true), Ok(true), Err("not permitted"));
+        check(Ok(Tracefs::Absent), Ok(false), Ok(true), Ok(true), Err("no tracefs"));
+        check(mounted(), Ok(false), Ok(true), Ok(true), Err("no tracepoints"));
+        check(mounted(), Ok(true), Ok(false), Ok(true), Err("no registers"));
+        check(mounted(), Ok(true), Ok(true), Ok(false), Err("pids here"));
+        check(Err("unreadable".into()), Ok(true), Ok(true), Ok(true), Err("unreadable"));
     }
 
     const TRACEPOINTS: SystemCallTracing = SystemCallTracing::Available { mount_tracefs: true };

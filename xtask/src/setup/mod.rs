@@ -3,7 +3,7 @@
 mod need;
 mod plan;
 
-use std::{fs, os::unix::fs::MetadataExt as _, process::Command};
+use std::{fs, io, os::unix::fs::MetadataExt as _, process::Command};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
@@ -61,6 +61,8 @@ fn apt(arguments: &[&str]) -> Result<()> {
         .args(["-q", "-o", "DPkg::Lock::Timeout=600"])
         .args(arguments)
         .env("DEBIAN_FRONTEND", "noninteractive")
+        // Standard output is for results.
+        .stdout(io::stderr())
         .status()
         .context("apt-get does not start")?;
     ensure!(status.success(), "apt-get {} failed", arguments.join(" "));

@@ -141,7 +141,8 @@ impl Presence {
         match self {
             Self::Command(name) => on_path(name),
             Self::File(name) => Path::new(name).exists(),
-            Self::Library(name) => Command::new("ldconfig")
+            // Named by its place, which is not on every user's path.
+            Self::Library(name) => Command::new("/sbin/ldconfig")
                 .arg("-p")
                 .output()
                 .is_ok_and(|listed| String::from_utf8_lossy(&listed.stdout).contains(name)),
