@@ -34,6 +34,8 @@ pub(super) fn run(args: &RecordArgs, common: Common) -> anyhow::Result<()> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the event loop")?;
     runtime.block_on(async {
+        // From here on a signal ends the recording, however short it is, and leaves no empty file.
+        let mut stop = Stop::listen()?;
         let progress = progress(quiet);
         progress.set_message("attaching");
         let mut recorder = Recorder::attach(target, &KernelFeatures::detect(), options)?;
@@ -42,8 +44,6 @@ pub(super) fn run(args: &RecordArgs, common: Common) -> anyhow::Result<()> {
                 progress.suspend(|| anstream::eprintln!("{text}"));
             }
         };
-        // Before anybody is told that it records, so that no signal finds beamscope unprepared.
-        let mut stop = Stop::listen()?;
         recorder.start()?;
         say(format!("recording process {} for {:?}; Ctrl-C ends it early", recorder.target().pid(), args.duration));
         let ended = follow(&mut recorder, args.duration, &mut stop, &progress).await?;

@@ -3,7 +3,7 @@
 //! Nothing of it outlives the process: programs, maps and breakpoints hang on file descriptors, which the kernel closes
 //! however beamscope ends.
 
-use std::{num::NonZeroU32, thread};
+use std::num::NonZeroU32;
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -110,20 +110,9 @@ pub struct Session {
     samples: RingBuf<MapData>,
     mappings: RingBuf<MapData>,
     settings: Control,
-    /// Programs and links, until they are taken away.
-    attached: Option<Ebpf>,
-    /// Takes them away.
-    detaching: Option<thread::JoinHandle<()>>,
-}
-
-impl Drop for Session {
-    /// Waits until the node is free of probes.
-    fn drop(&mut self) {
-        if let Some(detaching) = self.detaching.take() {
-            // The thread only closes descriptors.
-            detaching.join().unwrap_or_default();
-        }
-    }
+    /// Programs and links. The kernel needs some hundredths of a second to take each away, in which a thread of the node
+    /// that hits it can wait for a grace period. That is shortest while beamscope does nothing else, so it comes last.
+    _attached: Ebpf,
 }
 
 impl std::fmt::Debug for Session {
@@ -164,8 +153,7 @@ impl Session {
             samples: take(&mut ebpf, "SAMPLES")?,
             mappings: take(&mut ebpf, "MAPPINGS")?,
             settings: Control { recording: 0, target: plan.target, introductions: INTRODUCTIONS, reserved: 0 },
-            attached: Some(ebpf),
-            detaching: None,
+            _attached: ebpf,
         })
     }
 
@@ -174,13 +162,9 @@ impl Session {
         self.set_recording(1)
     }
 
-    /// Ends it, with all probes at once: from here on the tables stand still. They have descriptors of their own, so the
-    /// probes are taken away meanwhile; the kernel needs some hundredths of a second for each.
+    /// Ends it, with all probes at once: from here on the tables stand still. The probes go when the session is dropped.
     pub fn stop(&mut self) -> Result<(), SessionError> {
-        let stopped = self.set_recording(0);
-        let attached = self.attached.take();
-        self.detaching = Some(thread::spawn(|| drop(attached)));
-        stopped
+        self.set_recording(0)
     }
 
     fn set_recording(&mut self, recording: u32) -> Result<(), SessionError> {
