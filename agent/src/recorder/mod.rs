@@ -197,9 +197,16 @@ impl Recorder {
             self.ledger.prove(&self.code.mappings);
         }
         self.ledger.observe(at, &sites);
-        // The process can be gone by now, which `is_alive` says; the snapshots before it stay.
-        if let Ok(snapshot) = self.target.snapshot(at) {
-            self.snapshots.push(snapshot);
+        match self.target.snapshot(at) {
+            Ok(snapshot) => self.snapshots.push(snapshot),
+            // A process that is gone has no figures; the snapshots before it stay.
+            Err(_) if !self.target.is_alive() => {}
+            Err(error) => {
+                let defect = format!("a snapshot of the memory is missing: {:#}", anyhow::Error::new(error));
+                if !self.defects.contains(&defect) {
+                    self.defects.push(defect);
+                }
+            }
         }
         Ok(())
     }
