@@ -22,6 +22,7 @@ pub mod attribute;
 pub mod cli;
 pub mod command;
 pub mod erts;
+pub mod extents;
 pub mod kernel;
 pub mod ledger;
 pub mod mapping;
@@ -33,6 +34,8 @@ pub mod sampling;
 pub mod stack;
 pub mod symbol;
 pub mod target;
+pub mod view;
+pub mod words;
 
 // The sample recording is written against the library's name, since the hermetic tests use it too.
 #[cfg(test)]

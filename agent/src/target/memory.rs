@@ -20,6 +20,16 @@ use crate::mapping::Address;
 pub trait ReadMemory {
     /// Fills `into` from `at` on, or says why not; never partly.
     fn read(&self, at: Address, into: &mut [u8]) -> Result<(), Unreadable>;
+
+    /// Fills a beginning of `into` from `at` on, as much as is at hand, and says how many bytes that are: at least
+    /// one, unless `into` is empty. What of it is looked at is told by [`ReadMemory::used`].
+    fn read_ahead(&self, at: Address, into: &mut [u8]) -> Result<usize, Unreadable>;
+
+    /// Says that `bytes`, which were read ahead at `at`, were looked at. A memory that is being saved keeps them.
+    #[inline]
+    fn used(&self, at: Address, bytes: &[u8]) {
+        let _: (Address, &[u8]) = (at, bytes);
+    }
 }
 
 /// A range that could not be read.
@@ -130,6 +140,19 @@ impl ReadMemory for ProcessMemory {
         };
         Err(Unreadable { at, length, cause: cause.into() })
     }
+
+    fn read_ahead(&self, at: Address, into: &mut [u8]) -> Result<usize, Unreadable> {
+        let length = into.len();
+        match self.call(&[(at, length)], into) {
+            Ok(0) if length > 0 => Err(Unreadable { at, length, cause: Errno::EFAULT.into() }),
+            Ok(read) => Ok(read),
+            Err(refused @ (Errno::EPERM | Errno::ENOSYS)) => match self.file() {
+                Some(file) => file.read_at(into, at.0).map_err(|cause| Unreadable { at, length, cause }),
+                None => Err(Unreadable { at, length, cause: refused.into() }),
+            },
+            Err(cause) => Err(Unreadable { at, length, cause: cause.into() }),
+        }
+    }
 }
 
 /// The first ranges, as many as one call takes.
@@ -169,6 +192,19 @@ impl ReadMemory for MemoryImage {
         })?;
         into.copy_from_slice(&found);
         Ok(())
+    }
+
+    fn read_ahead(&self, at: Address, into: &mut [u8]) -> Result<usize, Unreadable> {
+        let piece = |(start, bytes): &(Address, Vec<u8>)| {
+            let from = usize::try_from(at.0.checked_sub(start.0)?).ok()?;
+            bytes.get(from..).filter(|rest| !rest.is_empty()).map(<[u8]>::to_vec)
+        };
+        let length = into.len();
+        let found = self.0.iter().find_map(piece);
+        let found = found.ok_or_else(|| Unreadable { at, length, cause: Errno::EFAULT.into() })?;
+        let length = found.len().min(length);
+        into[..length].copy_from_slice(&found[..length]);
+        Ok(length)
     }
 }
 
