@@ -116,7 +116,7 @@ fn read_word(at: Address, memory: &(impl ReadMemory + ?Sized)) -> Option<u64> {
 }
 
 /// A name of the form `[a-z]{2,}_`, NUL at its end.
-fn read_name(at: Address, memory: &(impl ReadMemory + ?Sized)) -> Option<String> {
+pub(in crate::erts) fn read_name(at: Address, memory: &(impl ReadMemory + ?Sized)) -> Option<String> {
     let mut bytes = [0; NAME_BYTES];
     // The name may end right before a page that cannot be read.
     let in_page = usize::try_from(PAGE - at.0 % PAGE).ok()?.min(NAME_BYTES);

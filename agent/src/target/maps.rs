@@ -11,6 +11,7 @@ use thiserror::Error;
 use crate::{
     mapping::{Address, Backing, Mapping, Mappings, Permissions},
     recording::Snapshot,
+    view::MappedMemory,
 };
 
 /// `/proc/PID/maps`: the mappings, and which files they are of.
@@ -60,6 +61,26 @@ pub fn parse(text: &[u8]) -> Result<Maps, MapsError> {
         mappings.push(mapping);
     }
     Ok(Maps { mappings: Mappings::new(mappings), files })
+}
+
+/// Parses `/proc/PID/smaps`. A figure that the kernel does not give is 0, but for `Rss`.
+pub fn parse_smaps(text: &[u8]) -> Result<Vec<MappedMemory>, MapsError> {
+    let memory = |line: &MemoryMap| {
+        let figure = |field: &str| line.extension.map.get(field).copied();
+        let or_none = |field: &str| figure(field).unwrap_or_default();
+        Ok(MappedMemory {
+            mapping: mapping(line),
+            rss: figure("Rss").ok_or(MapsError::Missing { field: "Rss" })?,
+            pss: or_none("Pss"),
+            anonymous: or_none("Anonymous"),
+            swap: or_none("Swap"),
+            lazy_free: or_none("LazyFree"),
+            huge: or_none("AnonHugePages"),
+        })
+    };
+    let mut all = lines(text)?.iter().map(memory).collect::<Result<Vec<_>, _>>()?;
+    all.sort_by_key(|memory| memory.mapping.start);
+    Ok(all)
 }
 
 /// The figures of `smaps_rollup`, or of the sum of `smaps` where the roll-up leaves one out.

@@ -7,5 +7,8 @@ pub mod find;
 pub mod maps;
 pub mod memory;
 pub mod node;
+mod pagemap;
 pub mod process;
+pub mod resident;
 pub mod sections;
+pub mod view;

@@ -6,7 +6,7 @@ use nix::unistd::Pid;
 use object::{Object as _, ObjectSymbol as _, ReadCache, ReadRef, read::elf::ElfFile64};
 use procfs::{
     ProcError,
-    process::{Process, Stat},
+    process::{Process, Stat, Task},
 };
 use thiserror::Error;
 
@@ -19,6 +19,7 @@ use super::{
 use crate::{
     mapping::Mapping,
     recording::{Node, Snapshot},
+    view::MappedMemory,
 };
 
 /// A running node.
@@ -177,6 +178,22 @@ impl Target {
     /// What is mapped now.
     pub fn maps(&self) -> Result<Maps, TargetError> {
         read_maps(&self.process, self.pid)
+    }
+
+    /// What is mapped now, with the kernel's figures for each mapping.
+    pub fn mapped_memory(&self) -> Result<Vec<MappedMemory>, TargetError> {
+        let Self { process, pid, .. } = self;
+        maps::parse_smaps(&read(process, *pid, "smaps")?).map_err(|cause| TargetError::Mappings { pid: *pid, cause })
+    }
+
+    /// Its threads, by the numbers that they have in its own pid namespace. One that has ended meanwhile is left out.
+    pub fn threads(&self) -> Result<Vec<u32>, ProcError> {
+        let inner = |task: Result<Task, ProcError>| {
+            let task = task.ok()?;
+            let nested = task.status().ok()?.nspid.and_then(|numbers| numbers.last().copied());
+            Some(nested.unwrap_or(task.tid).unsigned_abs())
+        };
+        Ok(self.process.tasks()?.filter_map(inner).collect())
     }
 
     /// The file behind `mapping`, a line of `maps`.
