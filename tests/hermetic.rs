@@ -12,7 +12,7 @@ mod sample;
 
 use std::path::{Path, PathBuf};
 
-use beamscope::recording::{Recording, file};
+use beamscope::{recording::Recording, stored};
 use snapbox::{Data, cmd::Command};
 use tempfile::TempDir;
 
@@ -35,7 +35,7 @@ fn folder_with(recording: &Recording) -> TempDir {
 
 fn bytes_of(recording: &Recording) -> Vec<u8> {
     let mut bytes = Vec::new();
-    file::write(recording, &mut bytes).expect("a vector takes everything");
+    stored::write(recording, &mut bytes).expect("a vector takes everything");
     bytes
 }
 

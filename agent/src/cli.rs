@@ -59,6 +59,8 @@ pub enum Command {
     Ps(PsArgs),
     /// Say what this kernel, user and node permit, and what is lost by it
     Doctor(DoctorArgs),
+    /// Say where each resident byte of a node belongs, by one look from outside
+    Explain(ExplainArgs),
     /// Follow the native allocations of a node and write a recording
     Record(RecordArgs),
     /// Say who holds the memory, by a recording
@@ -83,6 +85,65 @@ pub struct DoctorArgs {
     pub format: ReportFormat,
     /// The node: a pid, node name, registered name or container id; may be left out where there is only one
     pub target: Option<String>,
+}
+
+/// Arguments of `explain`.
+#[derive(Clone, Debug, Args)]
+pub struct ExplainArgs {
+    /// The node: a pid, node name, registered name or container id; may be left out where there is only one.
+    /// Or a file: a memory image that --save-image wrote, or a core dump of a node
+    #[arg(value_name = "TARGET|FILE")]
+    pub target: Option<String>,
+    /// How deep to look into the VM's allocators
+    #[arg(long, value_enum, default_value_t)]
+    pub depth: ExplainDepth,
+    /// How long to walk blocks with --depth auto; what is left then is told by counters
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = parse_duration)]
+    pub time_budget: Duration,
+    /// Keep what was looked at in a file, to be explained on any machine; it holds no contents of terms, binaries,
+    /// tables or messages
+    #[arg(long, value_name = "FILE")]
+    pub save_image: Option<PathBuf>,
+    /// The `beam.smp` of a core dump, where it does not lie at its old path
+    #[arg(long, value_name = "FILE")]
+    pub executable: Option<PathBuf>,
+    /// How the report is written
+    #[command(flatten)]
+    pub writing: Writing,
+}
+
+/// How deep to look into the VM's allocators.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ExplainDepth {
+    /// Every block, as far as the time budget goes
+    #[default]
+    Auto,
+    /// Every block
+    Full,
+    /// Every carrier, by the counters in its header
+    Headers,
+    /// The counters of the allocators alone
+    Counters,
+}
+
+/// How a report is written.
+#[derive(Clone, Debug, Args)]
+pub struct Writing {
+    /// How to write the report
+    #[arg(long, value_enum, default_value_t)]
+    pub format: ReportFormat,
+    /// Rows of a table to show [default: as many as are worth it as text, all as JSON]
+    #[arg(long, value_name = "N")]
+    pub top: Option<usize>,
+    /// Write bytes as whole numbers, not as KiB, MiB, GiB
+    #[arg(long)]
+    pub bytes: bool,
+    /// Write to a file and not to standard output
+    #[arg(long, short, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Replace files where they exist
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// Arguments of `record`.
@@ -126,21 +187,9 @@ pub enum RecordMode {
 pub struct ReportArgs {
     /// The recording
     pub file: PathBuf,
-    /// How to write the report
-    #[arg(long, value_enum, default_value_t)]
-    pub format: ReportFormat,
-    /// Sites to show [default: 10 as text, all as JSON]
-    #[arg(long, value_name = "N")]
-    pub top: Option<usize>,
-    /// Write bytes as whole numbers, not as KiB, MiB, GiB
-    #[arg(long)]
-    pub bytes: bool,
-    /// Write to a file and not to standard output
-    #[arg(long, short, value_name = "FILE")]
-    pub output: Option<PathBuf>,
-    /// Replace the file where it exists
-    #[arg(long, requires = "output")]
-    pub force: bool,
+    /// How the report is written
+    #[command(flatten)]
+    pub writing: Writing,
 }
 
 /// Forms of a report.

@@ -102,6 +102,15 @@ impl From<Extents> for Vec<(u64, u64)> {
     }
 }
 
+impl<'a> IntoIterator for &'a Extents {
+    type Item = &'a Range<u64>;
+    type IntoIter = std::slice::Iter<'a, Range<u64>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
 impl FromIterator<Range<u64>> for Extents {
     fn from_iter<I: IntoIterator<Item = Range<u64>>>(ranges: I) -> Self {
         Self::from(ranges.into_iter().map(|range| (range.start, range.end)).collect::<Vec<_>>())

@@ -45,14 +45,14 @@ fn broken_recordings() {
         at,
         &["report", "cut"],
         1,
-        "error: cannot read cut: the recording is truncated: it ends before its last byte was written",
+        "error: cannot read cut: the file is truncated: it ends before its last byte was written",
     );
     fs::write(at.join("old"), b"beamscope-recording 0 0.0.1\n...").expect("is written");
     check(
         at,
         &["report", "old"],
         1,
-        "error: cannot read old: a recording of format 0, written by beamscope 0.0.1; this beamscope reads format 1",
+        "error: cannot read old: a recording of format 0, written by beamscope 0.0.1; this beamscope reads format 2",
     );
     let last = bytes.len() - 6;
     bytes[last] ^= 1;
@@ -61,7 +61,7 @@ fn broken_recordings() {
         at,
         &["report", "flipped"],
         1,
-        "error: cannot read flipped: the recording is damaged: corrupt gzip stream does not have a matching checksum",
+        "error: cannot read flipped: the file is damaged: corrupt gzip stream does not have a matching checksum",
     );
 }
 

@@ -35,6 +35,7 @@ pub(crate) fn recording() -> Recording {
             ended: Ended::Duration,
         },
         snapshots: vec![snapshot(0.0, 180 * MIB), snapshot(SECONDS, 812 * MIB)],
+        looks: Vec::new(),
         mappings: Mappings::default(),
         sites: sites(),
         carriers: vec![

@@ -2,6 +2,7 @@
 
 mod diagnosis;
 mod doctor;
+mod explain;
 mod flamegraph;
 mod ps;
 mod record;
@@ -18,6 +19,7 @@ pub fn run(cli: &Cli) -> anyhow::Result<()> {
     match command {
         Command::Ps(args) => output::print(&ps::ps(args.format == ReportFormat::Json)?, common.color.into()),
         Command::Doctor(args) => doctor::run(args, *common),
+        Command::Explain(args) => explain::run(args, *common),
         Command::Record(args) => record::run(args, *common),
         Command::Report(args) => report::run(args, *common),
         Command::Flamegraph(args) => flamegraph::run(args, *common),

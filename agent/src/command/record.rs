@@ -14,7 +14,8 @@ use crate::{
     kernel::features::KernelFeatures,
     output::Output,
     recorder::{Options, Recorder},
-    recording::{Ended, file},
+    recording::Ended,
+    stored,
     target::find,
 };
 
@@ -49,7 +50,7 @@ pub(super) fn run(args: &RecordArgs, common: Common) -> anyhow::Result<()> {
         let ended = follow(&mut recorder, args.duration, &mut stop, &progress).await?;
         progress.set_message("reading the tables");
         let recording = recorder.finish(ended)?;
-        output.commit(|into| Ok(file::write(&recording, into)?))?;
+        output.commit(|into| Ok(stored::write(&recording, into)?))?;
         progress.set_message("taking the probes away");
         drop(recorder);
         progress.finish_and_clear();

@@ -5,35 +5,46 @@ use std::{fs::File, path::Path};
 use anyhow::Context as _;
 
 use crate::{
-    cli::{Common, ReportArgs, ReportFormat},
+    cli::{Common, ReportArgs, ReportFormat, Writing},
     output::{self, Output},
-    recording::{Recording, file},
+    recording::Recording,
     report::{Report, json, text, unit::Units},
+    stored,
 };
 
 pub(super) fn run(args: &ReportArgs, common: Common) -> anyhow::Result<()> {
-    let ReportArgs { file, format, top, bytes, output, force } = args;
+    let ReportArgs { file, writing } = args;
     let recording = read(file)?;
     let report = Report::new(&recording);
-    let rendered = match format {
-        ReportFormat::Json => json::render(&report, *top),
+    let rendered = match writing.format {
+        ReportFormat::Json => json::render(&report, writing.top),
         ReportFormat::Text => {
-            let units = if *bytes { Units::Exact } else { Units::Iec };
             let defaults = text::Options::default();
-            text::render(&report, text::Options { top: top.unwrap_or(defaults.top), units })
+            text::render(&report, text::Options { top: writing.top.unwrap_or(defaults.top), units: writing.units() })
         }
     };
-    match output {
-        None => output::print(&rendered, common.color.into()),
-        Some(path) => {
-            let plain = output::plain(&rendered);
-            Output::create(path, *force)?.commit(|out| Ok(out.write_all(plain.as_bytes())?))
-        }
-    }
+    writing.write(&rendered, common)
 }
 
 /// Reads the recording at `path`.
 pub(super) fn read(path: &Path) -> anyhow::Result<Recording> {
     let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-    file::read(file).with_context(|| format!("cannot read {}", path.display()))
+    stored::read(file).with_context(|| format!("cannot read {}", path.display()))
+}
+
+impl Writing {
+    pub(super) fn units(&self) -> Units {
+        if self.bytes { Units::Exact } else { Units::Iec }
+    }
+
+    /// Writes the report to where it was asked for.
+    pub(super) fn write(&self, rendered: &str, common: Common) -> anyhow::Result<()> {
+        match &self.output {
+            None => output::print(rendered, common.color.into()),
+            Some(path) => {
+                let plain = output::plain(rendered);
+                Output::create(path, self.force)?.commit(|out| Ok(out.write_all(plain.as_bytes())?))
+            }
+        }
+    }
 }

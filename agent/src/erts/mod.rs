@@ -1,5 +1,10 @@
 //! What does the VM look like from outside? All knowledge of ERTS' structures and names lives here.
 
 pub mod alloc;
+pub mod allocation_type;
+pub mod atom;
 pub mod carrier;
 pub mod code;
+mod executable;
+pub mod mmapper;
+pub mod mseg;

@@ -35,6 +35,9 @@ impl Recorder {
             }
         }
         self.observe()?;
+        if ended != Ended::NodeExited {
+            self.looks.take(&self.target, seconds, &mut self.defects);
+        }
         let live = self.session.live_blocks().collect::<Result<Vec<(u64, Block)>, _>>()?;
         let counters = Counter::ALL
             .iter()
@@ -102,6 +105,7 @@ impl Recorder {
                 ended,
             },
             snapshots: std::mem::take(&mut self.snapshots),
+            looks: std::mem::take(&mut self.looks).into_list(),
             mappings: self.code.mappings.clone(),
             sites,
             carriers,

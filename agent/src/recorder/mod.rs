@@ -2,6 +2,7 @@
 
 mod code;
 mod finish;
+mod looks;
 
 use std::{
     num::NonZeroU32,
@@ -28,6 +29,7 @@ use crate::{
     },
 };
 use code::Code;
+use looks::Looks;
 
 /// What the user chose.
 #[derive(Clone, Debug)]
@@ -70,6 +72,7 @@ pub struct Recorder {
     start_unix: u64,
     learned: Instant,
     snapshots: Vec<Snapshot>,
+    looks: Looks,
     stack_ends: StackEnds,
     malformed: u64,
     defects: Vec<String>,
@@ -127,6 +130,7 @@ impl Recorder {
             start_unix: 0,
             learned: Instant::now(),
             snapshots: Vec::new(),
+            looks: Looks::default(),
             stack_ends: StackEnds::default(),
             malformed: 0,
             defects,
@@ -135,6 +139,7 @@ impl Recorder {
 
     /// Begins to record.
     pub fn start(&mut self) -> anyhow::Result<()> {
+        self.looks.take(&self.target, 0.0, &mut self.defects);
         self.snapshots.push(self.target.snapshot(0.0)?);
         self.start_unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
         self.ledger = Ledger::new(monotonic()?, procfs::page_size(), self.code.heap_end());
@@ -197,6 +202,7 @@ impl Recorder {
             self.ledger.prove(&self.code.mappings);
         }
         self.ledger.observe(at, &sites);
+        self.looks.go_on(&self.target, at, &mut self.defects);
         match self.target.snapshot(at) {
             Ok(snapshot) => self.snapshots.push(snapshot),
             // A process that is gone has no figures; the snapshots before it stay.

@@ -1,15 +1,15 @@
 //! What one recording holds: everything that a report is made of.
 
-pub mod file;
-
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    explain::model::Explanation,
     ledger::{Series, Survivors},
     mapping::Mappings,
     stack::Stack,
+    stored::Stored,
 };
 
 /// The stored input of a report.
@@ -23,6 +23,8 @@ pub struct Recording {
     pub interval: Interval,
     /// What the kernel said of the process's memory, in the order of time; the first at the start, the last at the end.
     pub snapshots: Vec<Snapshot>,
+    /// Where the resident memory belonged, in the order of time; the first at the start, the last at the end.
+    pub looks: Vec<Look>,
     /// The mappings at the end.
     pub mappings: Mappings,
     /// Every stack at which memory was asked for.
@@ -39,6 +41,23 @@ pub struct Recording {
     pub notes: Vec<String>,
     /// Where the tool had to stop or to guess, one sentence each.
     pub defects: Vec<String>,
+}
+
+impl Stored for Recording {
+    const KIND: &'static str = "recording";
+    const FORMAT: u32 = 2;
+    fn writer(&self) -> &str {
+        &self.beamscope
+    }
+}
+
+/// A look at the node's memory.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Look {
+    /// Seconds since the start.
+    pub at: f64,
+    /// What was found.
+    pub explanation: Explanation,
 }
 
 /// A probe on a function.

@@ -6,7 +6,7 @@
 
 use serde_json::{Value, json};
 
-use super::{RankedSite, Report, Total};
+use super::{RankedSite, Report, Total, memory};
 use crate::{
     attribute::{Class, Evidence},
     report::label,
@@ -19,23 +19,12 @@ pub const SCHEMA: &str = "beamscope.report/1";
 /// Renders the report, with the first `top` sites or all of them.
 pub fn render(report: &Report<'_>, top: Option<usize>) -> String {
     let recording = report.recording;
-    let node = &recording.node;
     let interval = &recording.interval;
     let sites: Vec<_> = report.sites.iter().take(top.unwrap_or(usize::MAX)).map(site).collect();
-    let json = json!({
+    let mut json = json!({
         "schema": SCHEMA,
         "beamscope": recording.beamscope,
-        "node": {
-            "pid": node.pid,
-            "name": node.name,
-            "otp_release": node.otp_release,
-            "erts_version": node.erts_version,
-            "emulator": node.emulator,
-            "arch": node.arch,
-            "libc": node.libc,
-            "kernel": node.kernel,
-            "container": node.container,
-        },
+        "node": memory::json::node(&recording.node),
         "interval": {
             "start_unix": interval.start_unix,
             "seconds": interval.seconds,
@@ -44,9 +33,6 @@ pub fn render(report: &Report<'_>, top: Option<usize>) -> String {
             "ended": interval.ended,
         },
         "rss": rss(report),
-        "allocators": [],
-        "libc": null,
-        "tags": [],
         "totals": { "native": total(&report.native), "vm": total(&report.vm), "unknown": total(&report.unknown) },
         "sites_found": report.sites.len(),
         "sites": sites,
@@ -58,6 +44,12 @@ pub fn render(report: &Report<'_>, top: Option<usize>) -> String {
         "notes": recording.notes,
         "defects": recording.defects,
     });
+    if let Some(keys) = json.as_object_mut() {
+        // What no look has found out is empty.
+        let none = [("allocators", json!([])), ("libc", Value::Null), ("tags", json!([]))];
+        let looked = report.memory.iter().flat_map(memory::json::sections);
+        keys.extend(none.into_iter().chain(looked).map(|(key, value)| (key.to_owned(), value)));
+    }
     format!("{json:#}\n")
 }
 
@@ -69,6 +61,7 @@ fn rss(report: &Report<'_>) -> Value {
             "start_total": none, "growth_per_s": none, "owners": [], "unattributed": none,
         });
     };
+    let owned = report.memory.as_ref();
     json!({
         "total": rss.end.rss,
         "pss": rss.end.pss,
@@ -79,8 +72,10 @@ fn rss(report: &Report<'_>) -> Value {
         "lazy_free": rss.end.lazy_free,
         "start_total": rss.start.rss,
         "growth_per_s": rss.growth_per_second,
-        "owners": [],
-        "unattributed": null,
+        "owners": owned.map(memory::json::owners).unwrap_or_default(),
+        "owners_total": owned.map(|memory| memory.explanation.resident),
+        "unattributed": owned.map(|memory| memory.explanation.unattributed),
+        "owner_defects": owned.map(|memory| &memory.explanation.defects),
     })
 }
 

@@ -6,11 +6,14 @@ pub mod json;
 pub mod label;
 mod legend;
 pub mod loss;
+pub mod memory;
+mod page;
 pub mod text;
 pub mod unit;
 
 use std::{cmp::Reverse, collections::BTreeMap};
 
+use self::memory::Memory;
 use crate::{
     attribute::{Attribution, Class, attribute},
     recording::{CarrierSeen, Recording, Site, Snapshot},
@@ -23,6 +26,8 @@ pub struct Report<'a> {
     pub recording: &'a Recording,
     /// The kernel's figures at the start and at the end.
     pub rss: Option<Rss>,
+    /// Where the resident memory belonged at the end, and how that grew.
+    pub memory: Option<Memory<'a>>,
     /// Sum of the native sites.
     pub native: Total,
     /// Sum of the VM's sites.
@@ -97,6 +102,7 @@ impl<'a> Report<'a> {
         let mut report = Self {
             recording,
             rss: Rss::of(&recording.snapshots),
+            memory: Memory::of(&recording.looks),
             native: Total::default(),
             vm: Total::default(),
             unknown: Total::default(),

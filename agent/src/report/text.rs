@@ -4,11 +4,9 @@
 
 use std::fmt::{self, Write as _};
 
-use anstyle::Style;
-use comfy_table::{CellAlignment, Table, presets};
-
 use super::{
-    RankedSite, Report, Total, header, label, loss,
+    RankedSite, Report, Total, header, label, loss, memory,
+    page::{HEADING, Page, of, table},
     unit::{self, Units},
 };
 use crate::{
@@ -16,10 +14,6 @@ use crate::{
     stack::{FrameKind, StackEnd},
 };
 
-const HEADING: Style = Style::new().bold();
-
-/// Letters in a line of running text.
-const WIDTH: usize = 96;
 /// Sites whose stack is written out.
 const STACKS: usize = 3;
 /// Sites of the VM in their table at most; there the sum counts more than the places.
@@ -48,14 +42,14 @@ impl Default for Options {
 pub fn render(report: &Report<'_>, options: Options) -> String {
     let mut text = String::new();
     #[expect(clippy::expect_used, reason = "writing to a String fails only where a Display of ours does")]
-    Text { report, options, out: &mut text }.write().expect("a String takes everything");
+    Text { report, options, page: Page::new(&mut text) }.write().expect("a String takes everything");
     text
 }
 
 struct Text<'a> {
     report: &'a Report<'a>,
     options: Options,
-    out: &'a mut String,
+    page: Page<'a>,
 }
 
 impl Text<'_> {
@@ -71,30 +65,26 @@ impl Text<'_> {
             }
         }
         self.vm_table(&vm)?;
+        if let Some(memory) = &self.report.memory {
+            let options = memory::text::Options { units: self.options.units, ..memory::text::Options::default() };
+            memory::text::sections(&mut self.page, memory, options)?;
+        }
         self.losses()?;
         self.remarks()
     }
 
-    fn heading(&mut self, heading: &str) -> fmt::Result {
-        writeln!(self.out, "\n{HEADING}{heading}{HEADING:#}")
-    }
-
-    fn field(&mut self, name: &str, value: &str) -> fmt::Result {
-        writeln!(self.out, "{name:<10} {value}")
-    }
-
     fn header(&mut self) -> fmt::Result {
         let recording = self.report.recording;
-        writeln!(self.out, "{HEADING}Memory of {}{HEADING:#}", header::node_name(&recording.node))?;
-        self.field("node", &header::node_facts(&recording.node))?;
-        self.field("recorded", &header::interval_facts(&recording.interval, &recording.beamscope))?;
+        writeln!(self.page, "{HEADING}Memory of {}{HEADING:#}", header::node_name(&recording.node))?;
+        self.page.field("node", &header::node_facts(&recording.node))?;
+        self.page.field("recorded", &header::interval_facts(&recording.interval, &recording.beamscope))?;
         let Some(rss) = self.report.rss else {
-            return self.field("RSS", "not known: no snapshot was taken");
+            return self.page.field("RSS", "not known: no snapshot was taken");
         };
         let units = self.options.units;
         let growth = rss.growth_per_second.map(|rate| format!(", {}", units.rate(rate))).unwrap_or_default();
         let (start, end) = (units.bytes(rss.start.rss), units.bytes(rss.end.rss));
-        self.field("RSS", &format!("{start} -> {end}  ({}{growth})", units.change(rss.start.rss, rss.end.rss)))?;
+        self.page.field("RSS", &format!("{start} -> {end}  ({}{growth})", units.change(rss.start.rss, rss.end.rss)))?;
         let parts = [
             ("anonymous", rss.end.anon),
             ("files", rss.end.file),
@@ -104,11 +94,11 @@ impl Text<'_> {
         ];
         let parts = parts.iter().filter(|(_, bytes)| *bytes > 0);
         let parts: Vec<_> = parts.map(|(name, bytes)| format!("{name} {}", units.bytes(*bytes))).collect();
-        self.field("", &format!("at the end: {}", parts.join(", ")))
+        self.page.field("", &format!("at the end: {}", parts.join(", ")))
     }
 
     fn totals(&mut self) -> fmt::Result {
-        self.heading("Allocated during the recording")?;
+        self.page.heading("Allocated during the recording")?;
         let mut table = table(&["", "outstanding", "blocks", "growth/s", "allocated", "temporary", "sites"], 1..7);
         let Report { native, vm, unknown, .. } = self.report;
         for (name, total) in [("native", native), ("VM", vm), ("unknown", unknown)] {
@@ -116,8 +106,8 @@ impl Text<'_> {
                 table.add_row(self.total_row(name, total));
             }
         }
-        self.table(&table)?;
-        writeln!(self.out, "outstanding: not freed by the end; temporary: freed before it")
+        self.page.table(&table)?;
+        writeln!(self.page, "outstanding: not freed by the end; temporary: freed before it")
     }
 
     fn total_row(&self, name: &str, total: &Total) -> Vec<String> {
@@ -135,9 +125,9 @@ impl Text<'_> {
 
     fn native_table(&mut self, sites: &[&RankedSite<'_>]) -> fmt::Result {
         let shown = sites.len().min(self.options.top);
-        self.heading(&format!("Native memory by site{}", of(shown, sites.len())))?;
+        self.page.heading(&format!("Native memory by site{}", of(shown, sites.len())))?;
         if sites.is_empty() {
-            return writeln!(self.out, "none was asked for");
+            return writeln!(self.page, "none was asked for");
         }
         let header = ["#", "outstanding", "blocks", "growth/s", "oldest", "library", "function", "thread"];
         let mut table = table(&header, 0..5);
@@ -148,7 +138,7 @@ impl Text<'_> {
             };
             table.add_row(self.site_row(rank, ranked, library));
         }
-        self.table(&table)
+        self.page.table(&table)
     }
 
     fn vm_table(&mut self, sites: &[&RankedSite<'_>]) -> fmt::Result {
@@ -156,7 +146,7 @@ impl Text<'_> {
             return Ok(());
         }
         let shown = sites.len().min(self.options.top).min(VM_SITES);
-        self.heading(&format!("Memory that the VM asked for{}", of(shown, sites.len())))?;
+        self.page.heading(&format!("Memory that the VM asked for{}", of(shown, sites.len())))?;
         let header = ["#", "outstanding", "blocks", "growth/s", "oldest", "carriers of", "function", "thread"];
         let mut table = table(&header, 0..5);
         for (rank, ranked) in (1..).zip(sites.iter().take(shown)) {
@@ -166,8 +156,8 @@ impl Text<'_> {
             });
             table.add_row(self.site_row(rank, ranked, carriers.as_deref().unwrap_or("none seen")));
         }
-        self.table(&table)?;
-        writeln!(self.out, "Carriers hold Erlang terms and tables; they are no leak of native code.")
+        self.page.table(&table)?;
+        writeln!(self.page, "Carriers hold Erlang terms and tables; they are no leak of native code.")
     }
 
     fn site_row(&self, rank: usize, ranked: &RankedSite<'_>, owner: &str) -> Vec<String> {
@@ -190,37 +180,37 @@ impl Text<'_> {
         let RankedSite { site, attribution, .. } = ranked;
         let units = self.options.units;
         let function = responsible(ranked).unwrap_or_else(|| "no stack".into());
-        self.heading(&format!("#{rank}  {}  {function}", units.bytes(site.outstanding_bytes())))?;
+        self.page.heading(&format!("#{rank}  {}  {function}", units.bytes(site.outstanding_bytes())))?;
         if let (Class::Native { library }, Some(via)) = (&attribution.class, &attribution.via) {
-            writeln!(self.out, "    {} is called by {}", label::clean(library), label::clean(via))?;
+            writeln!(self.page, "    {} is called by {}", label::clean(library), label::clean(via))?;
         }
         let exact = if site.exact { "" } else { "; divided among the site's stacks by samples" };
         let (allocated, freed) = (units.bytes(site.allocated_bytes), units.bytes(site.freed_bytes));
-        writeln!(self.out, "    allocated {allocated}, freed {freed}{exact}")?;
+        writeln!(self.page, "    allocated {allocated}, freed {freed}{exact}")?;
         let quarters = site.survivors.bytes.map(|bytes| units.bytes(bytes)).join(" | ");
-        writeln!(self.out, "    outstanding, by quarter of the recording: {quarters}")?;
+        writeln!(self.page, "    outstanding, by quarter of the recording: {quarters}")?;
         for frame in &site.stack.frames {
             let kind = if frame.kind == FrameKind::Unknown { " (in no mapping)" } else { "" };
             let inlined = if frame.inlined { " (inlined)" } else { "" };
             let place = label::place(frame).map(|place| format!("  {place}")).unwrap_or_default();
-            writeln!(self.out, "      {}{kind}{inlined}{place}", label::function_and_module(frame))?;
+            writeln!(self.page, "      {}{kind}{inlined}{place}", label::function_and_module(frame))?;
         }
         match end(site.stack.end) {
-            Some(end) => writeln!(self.out, "      ({end})"),
+            Some(end) => writeln!(self.page, "      ({end})"),
             None => Ok(()),
         }
     }
 
     fn losses(&mut self) -> fmt::Result {
-        self.heading("Losses")?;
+        self.page.heading("Losses")?;
         let recording = self.report.recording;
         if recording.losses.is_empty() {
-            writeln!(self.out, "no loss: every call was followed, and no event was dropped")?;
+            writeln!(self.page, "no loss: every call was followed, and no event was dropped")?;
         }
         for (counter, number) in &recording.losses {
             let (number, counter) = (unit::count(*number), label::clean(counter));
-            writeln!(self.out, "{number:>14}  {counter}")?;
-            self.wrapped(&" ".repeat(16), "", loss::effect(&counter))?;
+            writeln!(self.page, "{number:>14}  {counter}")?;
+            self.page.wrapped(&" ".repeat(16), "", loss::effect(&counter))?;
         }
         Ok(())
     }
@@ -228,67 +218,24 @@ impl Text<'_> {
     fn remarks(&mut self) -> fmt::Result {
         let recording = self.report.recording;
         if !recording.counts.is_empty() {
-            self.heading("Counts")?;
+            self.page.heading("Counts")?;
         }
         for (counter, number) in &recording.counts {
             let (number, counter) = (unit::count(*number), label::clean(counter));
             let meaning = loss::meaning(&counter).unwrap_or(&counter);
-            writeln!(self.out, "{number:>14}  {meaning}")?;
+            writeln!(self.page, "{number:>14}  {meaning}")?;
         }
         if let Some(rate) = self.report.calls_per_second() {
             let rate = format!("{rate:.0}");
-            writeln!(self.out, "{rate:>14}  allocations and frees per second")?;
+            writeln!(self.page, "{rate:>14}  allocations and frees per second")?;
         }
-        for (heading, sentences) in [("Notes", &recording.notes), ("Defects", &recording.defects)] {
-            if !sentences.is_empty() {
-                self.heading(heading)?;
-            }
-            for sentence in sentences {
-                self.wrapped("  ", "- ", &label::clean(sentence))?;
-            }
-        }
-        Ok(())
+        let looked = self.report.memory.as_ref().map(|memory| memory.explanation);
+        let with = |own: &[String], looked: Option<&[String]>| [own, looked.unwrap_or_default()].concat();
+        let notes = with(&recording.notes, looked.map(|look| look.notes.as_slice()));
+        memory::text::remarks(&mut self.page, "Notes", &notes)?;
+        let defects = with(&recording.defects, looked.map(|look| look.defects.as_slice()));
+        memory::text::remarks(&mut self.page, "Defects", &defects)
     }
-
-    /// `text` in lines of [`WIDTH`] letters, after `indent`, with `mark` before the first.
-    fn wrapped(&mut self, indent: &str, mark: &str, text: &str) -> fmt::Result {
-        let mut line = format!("{}{mark}", indent.get(mark.len()..).unwrap_or_default());
-        let mut empty = true;
-        for word in text.split_whitespace() {
-            let length = line.chars().count().saturating_add(word.chars().count());
-            if !empty && length >= WIDTH {
-                writeln!(self.out, "{}", line.trim_end())?;
-                indent.clone_into(&mut line);
-            }
-            line.push_str(word);
-            line.push(' ');
-            empty = false;
-        }
-        writeln!(self.out, "{}", line.trim_end())
-    }
-
-    fn table(&mut self, table: &Table) -> fmt::Result {
-        for line in table.lines() {
-            writeln!(self.out, "{}", line.trim_end())?;
-        }
-        Ok(())
-    }
-}
-
-fn table(header: &[&str], right: std::ops::Range<usize>) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(header.iter().copied());
-    for (index, column) in table.column_iter_mut().enumerate() {
-        column.set_padding((0, 2));
-        if right.contains(&index) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    table
-}
-
-fn of(shown: usize, all: usize) -> String {
-    if shown < all { format!(", the first {shown} of {all}") } else { String::new() }
 }
 
 fn growth(units: Units, rate: Option<f64>) -> String {

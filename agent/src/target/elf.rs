@@ -4,7 +4,7 @@ use std::{
     fs::File,
     io::{self, Read as _},
     os::unix::fs::MetadataExt as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -115,6 +115,17 @@ impl ModuleFile {
                 .ok_or_else(|| ModuleError::NoSegment { path: path.clone(), offset: mapping.file_offset })?
         };
         Ok(Self { path: path.clone(), attach_path, bytes: bytes.into(), bias })
+    }
+
+    /// The file that was mapped from `path` as `mapping` says, and lies at `place` now.
+    pub fn beside(path: &str, place: &Path, mapping: &Mapping) -> Result<Self, ModuleError> {
+        let path = path.to_owned();
+        let file = File::open(place).map_err(|cause| ModuleError::Unreachable { path: path.clone(), cause })?;
+        let bytes = contents(&path, file)?;
+        let elf = Elf::parse(&*bytes).map_err(|cause| ModuleError::Form { path: path.clone(), cause })?;
+        let bias = bias(&elf, mapping, procfs::page_size())
+            .ok_or_else(|| ModuleError::NoSegment { path: path.clone(), offset: mapping.file_offset })?;
+        Ok(Self { path, attach_path: place.to_owned(), bytes: bytes.into(), bias })
     }
 
     /// The file, parsed.

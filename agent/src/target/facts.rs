@@ -62,6 +62,15 @@ pub(super) fn gather(
     }
 }
 
+/// What the VM's executable says of itself.
+pub(super) fn of_executable(beam: &ModuleFile) -> Node {
+    let elf = beam.elf().ok();
+    let symbol = |name| text_symbol(elf.as_ref()?, name);
+    let erts_version = symbol("etp_erts_version").or_else(|| node::erts_version(&beam.path));
+    let otp_release = symbol("etp_otp_release").or_else(|| node::otp_release(erts_version.as_deref()?));
+    Node { otp_release, erts_version, ..Node::default() }
+}
+
 /// What the command line and the environment say, and where the node's files are.
 struct Places {
     /// `/proc/PID`

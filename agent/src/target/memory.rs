@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io::{self, IoSliceMut},
+    ops::Range,
     os::unix::fs::FileExt as _,
     sync::OnceLock,
 };
@@ -25,12 +26,53 @@ pub trait ReadMemory {
     /// one, unless `into` is empty. What of it is looked at is told by [`ReadMemory::used`].
     fn read_ahead(&self, at: Address, into: &mut [u8]) -> Result<usize, Unreadable>;
 
-    /// Says that `bytes`, which were read ahead at `at`, were looked at. A memory that is being saved keeps them.
+    /// Reads many ranges, in as few calls as possible; the results are in the order of `ranges`.
+    fn read_many(&self, ranges: &[(Address, usize)]) -> Vec<Result<Vec<u8>, Unreadable>> {
+        let read = |&(at, length): &(Address, usize)| {
+            let mut bytes = vec![0; length];
+            self.read(at, &mut bytes).map(|()| bytes)
+        };
+        ranges.iter().map(read).collect()
+    }
+
+    /// Shows what can be read of `range`, in pieces by rising address. What is found in them is told by
+    /// [`ReadMemory::used`].
+    fn scan(&self, range: Range<u64>, visit: &mut dyn FnMut(Address, &[u8])) {
+        scan_in_pieces(self, range, visit);
+    }
+
+    /// Says that `bytes`, which were read ahead or scanned at `at`, were looked at. A memory that is being saved keeps
+    /// them.
     #[inline]
-    fn used(&self, at: Address, bytes: &[u8]) {
-        let _: (Address, &[u8]) = (at, bytes);
+    fn used(&self, _at: Address, _bytes: &[u8]) {}
+}
+
+/// Reads `range` ahead piece by piece, and passes over the pages that cannot be read.
+pub(super) fn scan_in_pieces(
+    memory: &(impl ReadMemory + ?Sized),
+    range: Range<u64>,
+    visit: &mut dyn FnMut(Address, &[u8]),
+) {
+    let mut buffer = vec![0; SCANNED_AT_ONCE];
+    let mut at = range.start;
+    while at < range.end {
+        let length = usize::try_from(range.end - at).unwrap_or(usize::MAX).min(SCANNED_AT_ONCE);
+        let piece = buffer.get_mut(..length).unwrap_or_default();
+        match memory.read_ahead(Address(at), piece) {
+            Ok(read) if read > 0 => {
+                visit(Address(at), piece.get(..read).unwrap_or_default());
+                at = at.saturating_add(read as u64);
+            }
+            // The next page may be readable again.
+            _ => at = at.saturating_add(SMALLEST_PAGE - at % SMALLEST_PAGE),
+        }
     }
 }
+
+/// Bytes of a piece that is shown by [`ReadMemory::scan`] at most.
+const SCANNED_AT_ONCE: usize = 256 << 10;
+/// Memory is readable or not by whole pages of at least this size.
+const SMALLEST_PAGE: u64 = 4096;
 
 /// A range that could not be read.
 #[derive(Debug, Error)]
@@ -139,6 +181,11 @@ impl ReadMemory for ProcessMemory {
             Err(cause) => cause,
         };
         Err(Unreadable { at, length, cause: cause.into() })
+    }
+
+    fn read_many(&self, ranges: &[(Address, usize)]) -> Vec<Result<Vec<u8>, Unreadable>> {
+        // The method of the type itself, which takes precedence over this one.
+        Self::read_many(self, ranges)
     }
 
     fn read_ahead(&self, at: Address, into: &mut [u8]) -> Result<usize, Unreadable> {

@@ -1,6 +1,7 @@
 //! The traced process, seen through `/proc`.
 
 pub mod allocator;
+pub mod core_dump;
 pub mod elf;
 mod facts;
 pub mod find;

@@ -21,7 +21,7 @@ const ENTRIES: usize = 8 << 10;
 const LONGEST: u64 = 1 << 40;
 /// Page frames between two that are asked for, over which is read rather than asking twice.
 const GAP: u64 = 64;
-/// Frames of a huge page on x86_64 and arm64 with pages of 4 KiB.
+/// Frames of a huge page on `x86_64` and arm64 with pages of 4 KiB.
 const HUGE_FRAMES: u64 = 512;
 
 /// `/proc/PID/pagemap` of a process.

@@ -9,7 +9,7 @@ use std::{ops::Range, sync::Arc};
 use nix::errno::Errno;
 
 use super::{
-    memory::{ProcessMemory, ReadMemory, Unreadable},
+    memory::{ProcessMemory, ReadMemory, Unreadable, scan_in_pieces},
     pagemap::{Page, Pagemap},
 };
 use crate::{
@@ -139,5 +139,17 @@ impl ReadMemory for ResidentMemory<'_> {
         let in_page = usize::try_from(self.page_of(at.0).end - at.0).unwrap_or(1).min(into.len());
         self.read_in_page(at, into.split_at_mut(in_page).0)?;
         Ok(in_page)
+    }
+
+    /// Pages that are not there have nothing to show.
+    fn scan(&self, range: Range<u64>, visit: &mut dyn FnMut(Address, &[u8])) {
+        match &self.view.resident {
+            Residency::Pages(pages) => {
+                for part in pages.parts_in(range) {
+                    scan_in_pieces(self.memory, part, visit);
+                }
+            }
+            Residency::Mappings(_) => scan_in_pieces(self.memory, range, visit),
+        }
     }
 }

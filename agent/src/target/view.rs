@@ -75,14 +75,13 @@ fn libc(target: &Target, maps: &Maps, defects: &mut Vec<String>) -> Option<Modul
     }
 }
 
-fn symbols(beam: &ModuleFile) -> BTreeMap<String, Symbol> {
+pub(super) fn symbols(beam: &ModuleFile) -> BTreeMap<String, Symbol> {
     let Ok(elf) = beam.elf() else { return BTreeMap::new() };
-    let known = |name: &str| SYMBOLS.contains(&name);
     elf.dynamic_symbols()
         .chain(elf.symbols())
-        .filter(|symbol| symbol.is_definition())
+        .filter(object::ObjectSymbol::is_definition)
         .filter_map(|symbol| {
-            let name = symbol.name().ok().filter(|name| known(name))?;
+            let name = symbol.name().ok().filter(|name| SYMBOLS.contains(name))?;
             let address = Address(symbol.address().wrapping_add(beam.bias));
             Some((name.to_owned(), Symbol { address, size: symbol.size() }))
         })
@@ -139,7 +138,7 @@ fn by_page(target: &Target, mappings: &[MappedMemory], defects: &mut Vec<String>
             let sure = pages.resident.iter().flat_map(|range| without(range, &pages.doubtful));
             pages.resident = sure.collect();
         }
-        for range in pages.resident.iter() {
+        for range in &pages.resident {
             resident.push(range.clone());
         }
         // Markers of guard pages and of pages that are being moved look like swapped ones, and are not in `Swap`.

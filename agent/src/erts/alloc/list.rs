@@ -93,13 +93,14 @@ pub fn of_instance(
         let at = instance.at.address.checked_add(layout.carrier_lists.saturating_add(offset) as u64);
         let Some(at) = at else { continue };
         let [first, last] = read_words::<2>(memory, at)?;
-        let list = List { owner: instance.at.address, kind, place, header, layout };
-        list.follow(owner, first, last, memory, &mut carriers)?;
+        let rules = Rules { owner: instance.at.address, kind, place, header, layout };
+        rules.follow(owner, first, last, memory, &mut carriers)?;
     }
     Ok(carriers)
 }
 
-struct List<'a> {
+/// What holds for each carrier of a list.
+struct Rules<'a> {
     owner: Address,
     kind: CarrierKind,
     place: Place,
@@ -108,7 +109,7 @@ struct List<'a> {
     layout: &'a Layout,
 }
 
-impl List<'_> {
+impl Rules<'_> {
     fn follow(
         &self,
         owner: usize,

@@ -65,6 +65,8 @@ pub struct Survey {
     pub instances: Vec<Surveyed>,
     /// The carriers, by rising address.
     pub carriers: Vec<CarrierFound>,
+    /// How deep the look was to go.
+    pub asked: Depth,
     /// How deep the look went: full where the blocks of each carrier were walked.
     pub depth: Depth,
     /// Carriers whose blocks were not walked: there was no time, it was not asked for, or the walk failed.
@@ -140,11 +142,12 @@ pub fn survey<M: ReadMemory + Sync + ?Sized>(
     let layout = calibrated(&located, memory)?;
     let mut defects = Vec::new();
     let instances = copies(&located, memory)?;
-    let (instances, mut carriers) = match effort.depth {
+    let asked = if (effort.is_over)() { Depth::Counters } else { effort.depth };
+    let (instances, mut carriers) = match asked {
         Depth::Counters => (instances, Vec::new()),
         Depth::Headers | Depth::Full => listed(&located, &layout, memory, &mut defects)?,
     };
-    let gone = if effort.depth == Depth::Full {
+    let gone = if asked == Depth::Full {
         let walk = Walk { view, memory, layout: &layout, instances: &instances };
         walk.all(&mut carriers, effort, &mut defects)
     } else {
@@ -159,7 +162,7 @@ pub fn survey<M: ReadMemory + Sync + ?Sized>(
         }
     }
     let not_walked = carriers.iter().filter(|carrier| carrier.tally.is_none()).count();
-    let depth = if not_walked == carriers.len() && !carriers.is_empty() { Depth::Headers } else { effort.depth };
+    let depth = if not_walked == carriers.len() && !carriers.is_empty() { Depth::Headers } else { asked };
     let surveyed = |copy: Instance| Surveyed {
         allocator: copy.allocator(layout.name, memory).unwrap_or_default(),
         number: copy.at.number,
@@ -168,7 +171,7 @@ pub fn survey<M: ReadMemory + Sync + ?Sized>(
         memory: copy,
     };
     let instances = instances.into_iter().map(surveyed).collect();
-    Ok(Survey { located, instances, carriers, depth, not_walked, gone, defects, layout })
+    Ok(Survey { asked: effort.depth, located, instances, carriers, depth, not_walked, gone, defects, layout })
 }
 
 fn copies<M: ReadMemory + ?Sized>(located: &Located, memory: &M) -> Result<Vec<Instance>, Unreadable> {
