@@ -49,7 +49,7 @@ pub(crate) const ALL: Set = Set {
         Library { name: "thumbnails", language: Language::C },
         Library { name: "bench", language: Language::C },
     ],
-    modules: &["node_control", "leaky", "leaky_cpp", "thumbnails", "bench"],
+    modules: &["node_control", "allocators", "allocator_recon", "leaky", "leaky_cpp", "thumbnails", "bench"],
 };
 
 struct Library {
