@@ -4,7 +4,7 @@
 %%
 %%   call allocators small            a little of everything
 %%   call allocators ets 3000000      a state of that size; it stays until the node ends
-%%   call allocators settle           returns when the figures have come to rest
+%%   call allocators settle           returns when the carriers have come to rest
 %%   call allocators look             takes the figures, and keeps them without allocating any more
 %%   call allocators tell 1           writes the kept figures to the file view-1 in the folder NODE_VIEW_DIR
 %%   call allocators view 1           look and tell
@@ -163,7 +163,7 @@ viewer() ->
     case whereis(?MODULE) of
         undefined ->
             Self = self(),
-            Options = [monitor, {min_heap_size, 46422}, {fullsweep_after, 0}],
+            Options = [monitor, {min_heap_size, 17731}, {fullsweep_after, 0}],
             {Pid, Monitor} = spawn_opt(fun() ->
                 register(?MODULE, self()),
                 Self ! {up, self()},
@@ -182,11 +182,11 @@ viewing(Figures) ->
         {settle, From, Tag} ->
             %% Loads all code that a later look and tell need.
             ok = write_lines("/dev/null", lines(figures())),
-            From ! {answer, Tag, settle(carriers(figures()), 1)},
+            From ! {answer, Tag, settle([], 1)},
             viewing([]);
         {look, From, Tag} ->
+            %% No garbage collection after it: it would free what was counted, and perhaps a carrier with it.
             Taken = figures(),
-            true = erlang:garbage_collect(),
             From ! {answer, Tag, ok},
             viewing(Taken);
         {{tell, Path}, From, Tag} ->
@@ -195,13 +195,15 @@ viewing(Figures) ->
     end.
 
 %% What was freed on another scheduler comes back to its allocator when that one runs next: there is no event for the
-%% last of it, only figures that stay as they are.
-settle(_Before, 100) -> error(restless);
-settle(Before, Round) ->
+%% last of it, only figures that return. They need not stay, for the heap of this process may take and give back a
+%% carrier in turns.
+settle(_Seen, 100) -> error(restless);
+settle(Seen, Round) ->
     receive after 10 -> ok end,
-    case carriers(figures()) of
-        Before -> ok;
-        After -> settle(After, Round + 1)
+    Now = erlang:phash2(carriers(figures())),
+    case lists:member(Now, Seen) of
+        true -> ok;
+        false -> settle([Now | Seen], Round + 1)
     end.
 
 carriers({_Memory, _Mseg, Allocators}) ->
