@@ -138,7 +138,8 @@ hold(Make) ->
     end.
 
 %% A process of its own takes the figures: its heap has room for all of them from the start, so that its size, and with
-%% it the figures, are the same before and after.
+%% it the figures, are the same before and after. It stays on one scheduler: a heap that it left on another would be
+%% counted until that one runs.
 settle() -> ask(settle).
 look() -> ask(look).
 tell(Number) -> ask({tell, path("view", Number)}).
@@ -163,7 +164,7 @@ viewer() ->
     case whereis(?MODULE) of
         undefined ->
             Self = self(),
-            Options = [monitor, {min_heap_size, 17731}, {fullsweep_after, 0}],
+            Options = [monitor, {scheduler, 1}, {min_heap_size, 17731}, {fullsweep_after, 0}],
             {Pid, Monitor} = spawn_opt(fun() ->
                 register(?MODULE, self()),
                 Self ! {up, self()},
