@@ -3,13 +3,21 @@
 
 #[path = "live/agent.rs"]
 mod agent;
+#[path = "live/agreement.rs"]
+mod agreement;
 #[path = "live/attach.rs"]
 mod attach;
 #[path = "live/calls.rs"]
 mod calls;
+#[path = "live/explain.rs"]
+mod explain;
+#[path = "live/explained.rs"]
+mod explained;
 #[path = "live/leaks.rs"]
 mod leaks;
 #[path = "live/refusals.rs"]
 mod refusals;
 #[path = "live/subject.rs"]
 mod subject;
+#[path = "live/view.rs"]
+mod view;

@@ -17,15 +17,15 @@ pub(crate) struct Subject {
 impl Subject {
     /// An Erlang node that can leak (`tests/nodes/node_control.erl`), with more arguments for `erl`.
     pub(crate) fn node(arguments: &[&str]) -> Self {
-        // Beside the profile's folder in the target folder, wherever that is.
-        let profile = Path::new(env!("CARGO_BIN_EXE_beamscope")).parent().expect("the profile's folder");
-        let folder = profile.parent().expect("the target folder").join("nodes");
-        let beam = folder.join("node_control.beam");
-        assert!(beam.exists(), "{} is missing; `cargo xtask fixtures` makes it", beam.display());
         let mut command = Command::new("erl");
-        command.arg("-noshell").arg("-pa").arg(folder).args(arguments).args(["-s", "node_control"]);
-        let mut subject = Self::spawn(&mut command);
-        assert_eq!(subject.line(), "ready");
+        command.arg("-noshell").arg("-pa").arg(fixtures()).args(arguments).args(["-s", "node_control"]);
+        Self::started_by(&mut command)
+    }
+
+    /// The node of `tests/nodes/node_control.erl` that `command` becomes.
+    pub(crate) fn started_by(command: &mut Command) -> Self {
+        let mut subject = Self::spawn(command);
+        assert_eq!(subject.line(), "ready", "{command:?}");
         let pid = subject.ask("pid");
         subject.pid = pid.strip_prefix("pid ").and_then(|pid| pid.parse().ok()).expect("a pid");
         subject
@@ -91,6 +91,16 @@ impl Drop for Subject {
         self.child.kill().unwrap_or_default();
         self.child.wait().map(drop).unwrap_or_default();
     }
+}
+
+/// The folder of the compiled `tests/nodes`.
+pub(crate) fn fixtures() -> PathBuf {
+    // Beside the profile's folder in the target folder, wherever that is.
+    let profile = Path::new(env!("CARGO_BIN_EXE_beamscope")).parent().expect("the profile's folder");
+    let folder = profile.parent().expect("the target folder").join("nodes");
+    let beam = folder.join("node_control.beam");
+    assert!(beam.exists(), "{} is missing; `cargo xtask fixtures` makes it", beam.display());
+    folder
 }
 
 /// A figure `NAME=NUMBER` of an answer.

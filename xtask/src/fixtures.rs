@@ -29,6 +29,13 @@ pub(crate) struct Set {
     modules: &'static [&'static str],
 }
 
+impl Set {
+    /// The names of its Erlang modules.
+    pub(crate) fn modules(&self) -> &'static [&'static str] {
+        self.modules
+    }
+}
+
 /// The demo's: needs no C++ compiler.
 pub(crate) const DEMO: Set = Set {
     libraries: &[Library { name: "thumbnails", language: Language::C }],
@@ -41,6 +48,9 @@ pub(crate) const BENCH: Set = Set {
     modules: &["node_control", "bench", "leaky"],
 };
 
+/// What brings the allocators of a node into a known state: needs no C compiler.
+pub(crate) const ALLOCATORS: Set = Set { libraries: &[], modules: &["node_control", "allocators", "allocator_recon"] };
+
 /// Everything in `tests/nodes`.
 pub(crate) const ALL: Set = Set {
     libraries: &[
@@ -49,7 +59,7 @@ pub(crate) const ALL: Set = Set {
         Library { name: "thumbnails", language: Language::C },
         Library { name: "bench", language: Language::C },
     ],
-    modules: &["node_control", "leaky", "leaky_cpp", "thumbnails", "bench"],
+    modules: &["node_control", "allocators", "allocator_recon", "leaky", "leaky_cpp", "thumbnails", "bench"],
 };
 
 struct Library {

@@ -4,6 +4,7 @@
 mod bench;
 mod demo;
 mod fixtures;
+mod matrix;
 mod node;
 mod probe;
 mod project;
@@ -16,6 +17,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+use matrix::Suite;
 use project::Project;
 
 /// Tasks of the beamscope project.
@@ -28,6 +30,18 @@ enum Task {
     Demo,
     /// Compile the Erlang and C fixtures of `tests/nodes` into `target/nodes`.
     Fixtures,
+    /// Run the live tests of `explain` on other OTP releases, each in a root of a Debian suite; needs root.
+    ///
+    /// Roots are made by mmdebstrap in `target/roots` and kept; remove one to have it made anew. The table is also
+    /// written to `target/matrix/matrix.json`. Fails unless all that was asked for was run and passed.
+    Matrix {
+        /// Also run what needs 3 GB of memory.
+        #[arg(long)]
+        full: bool,
+        /// The suites to run on, after this machine's own Erlang.
+        #[arg(value_enum, default_values_t = [Suite::Bullseye, Suite::Trixie, Suite::Sid])]
+        suites: Vec<Suite>,
+    },
     /// Build the BPF objects into `probe/prebuilt`.
     Probe {
         /// Fail if the checked-in objects are not those of the sources; writes nothing into the project.
@@ -46,6 +60,7 @@ fn main() -> ExitCode {
         Task::Bench => bench::run(&project),
         Task::Demo => demo::run(&project),
         Task::Fixtures => fixtures::run(&project),
+        Task::Matrix { full, suites } => matrix::run(&project, &suites, full),
         Task::Test => test::run(&project),
         Task::Tidy => tidy::run(&project),
         Task::Probe { check: true } => probe::check(&project),

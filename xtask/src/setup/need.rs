@@ -15,6 +15,8 @@ pub(crate) enum Job {
     Fixtures,
     /// `cargo xtask bench`
     Bench,
+    /// `cargo xtask matrix`
+    Matrix,
 }
 
 impl Job {
@@ -24,18 +26,24 @@ impl Job {
             Self::Test => "test",
             Self::Fixtures => "fixtures",
             Self::Bench => "bench",
+            Self::Matrix => "matrix",
         }
     }
 
-    /// Attaching needs BPF.
-    pub(crate) fn needs_root(self) -> bool {
-        self != Self::Fixtures
+    /// What it needs root for.
+    pub(crate) fn needs_root(self) -> Option<&'static str> {
+        match self {
+            Self::Fixtures => None,
+            Self::Demo | Self::Test | Self::Bench => Some("uprobes and BPF programs need it"),
+            Self::Matrix => Some("chroot and reading the memory of nodes need it"),
+        }
     }
 
     pub(super) fn needs(self) -> &'static [Need] {
         match self {
             Self::Demo | Self::Bench => &[ERL, NIF_HEADER, GCC],
             Self::Fixtures => &[ERL, NIF_HEADER, GCC, GXX],
+            Self::Matrix => &[ERL],
             Self::Test => &[ERL, NIF_HEADER, CRYPTO, TOOLS, RUNTIME_TOOLS, GCC, GXX, MAKE, MUSL_GCC, JEMALLOC],
         }
     }

@@ -34,14 +34,14 @@ pub(super) enum Plan {
 }
 
 pub(super) fn plan(job: Job, machine: &Machine, missing: &[Need]) -> Plan {
-    let root_is_missing = job.needs_root() && machine.uid != 0;
-    if missing.is_empty() && !root_is_missing {
+    let missing_root = job.needs_root().filter(|_| machine.uid != 0);
+    if missing.is_empty() && missing_root.is_none() {
         return Plan::Ready;
     }
     if machine.can_install() {
         return Plan::Install(packages(machine, missing));
     }
-    Plan::Refuse(refusal(job, machine, missing, root_is_missing))
+    Plan::Refuse(refusal(job, machine, missing, missing_root))
 }
 
 /// The packages of what is missing, each once, in the order of the needs.
@@ -57,10 +57,10 @@ pub(super) fn packages(machine: &Machine, missing: &[Need]) -> Vec<&'static str>
     missing.iter().flat_map(|need| names(need).split(' ')).filter(|name| seen.insert(*name)).collect()
 }
 
-fn refusal(job: Job, machine: &Machine, missing: &[Need], root_is_missing: bool) -> String {
+fn refusal(job: Job, machine: &Machine, missing: &[Need], missing_root: Option<&str>) -> String {
     let mut things: Vec<_> = missing.iter().map(|need| format!("  - {}", need.what)).collect();
-    if root_is_missing {
-        things.push("  - root: uprobes and BPF programs need it".to_owned());
+    if let Some(reason) = missing_root {
+        things.push(format!("  - root: {reason}"));
     }
     let mut commands = Vec::new();
     let sudo = if machine.uid == 0 { "" } else { "sudo " };
@@ -80,7 +80,7 @@ fn refusal(job: Job, machine: &Machine, missing: &[Need], root_is_missing: bool)
         });
     }
     let name = job.name();
-    commands.push(if root_is_missing {
+    commands.push(if missing_root.is_some() {
         format!("  sudo env PATH=\"$PATH\" HOME=\"$HOME\" cargo xtask {name}")
     } else {
         format!("  cargo xtask {name}")

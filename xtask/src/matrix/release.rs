@@ -1,0 +1,75 @@
+//! Which releases are there, and how does one become ready for the tests?
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use clap::ValueEnum;
+
+use super::root;
+use crate::{fixtures::ALLOCATORS, project::Project};
+
+/// A suite of Debian, with the release of OTP that it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Suite {
+    /// OTP 23, the last without the JIT
+    Bullseye,
+    /// OTP 25
+    Bookworm,
+    /// OTP 27
+    Trixie,
+    /// OTP 29 or later, without the VM's symbols
+    Sid,
+}
+
+impl Suite {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Bullseye => "bullseye",
+            Self::Bookworm => "bookworm",
+            Self::Trixie => "trixie",
+            Self::Sid => "sid",
+        }
+    }
+}
+
+const SAY_RELEASE: [&str; 3] = ["-noshell", "-eval", "io:put_chars(erlang:system_info(otp_release)), halt()."];
+
+/// The release of the machine's own Erlang.
+pub(super) fn host() -> Result<(String, ())> {
+    Ok((run(Command::new("erl").args(SAY_RELEASE))?, ()))
+}
+
+/// The release of this suite, and its root with the compiled fixtures where the tests look for them.
+pub(super) fn bring_up(project: &Project, suite: Suite) -> Result<(String, PathBuf)> {
+    let root = root::make(project, suite.name())?;
+    let otp = run(Command::new("chroot").arg(&root).arg("erl").args(SAY_RELEASE))?;
+    compile(project, &root)?;
+    root::ensure_nothing_mounted(&root)?;
+    Ok((otp, root))
+}
+
+/// By the compiler of that release: a newer one's code may not load.
+fn compile(project: &Project, root: &Path) -> Result<()> {
+    let folder = root.join("nodes");
+    fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    for name in ALLOCATORS.modules() {
+        let source = format!("{name}.erl");
+        let original = project.root.join("tests/nodes").join(&source);
+        fs::copy(&original, folder.join(&source)).with_context(|| format!("cannot copy {}", original.display()))?;
+        let inside = format!("/nodes/{source}");
+        run(Command::new("chroot").arg(root).args(["erlc", "-Wall", "-Werror", "-o", "/nodes", &inside]))?;
+    }
+    Ok(())
+}
+
+/// What a command prints.
+fn run(command: &mut Command) -> Result<String> {
+    let output = command.output().with_context(|| format!("{command:?} does not start"))?;
+    let (said, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    ensure!(output.status.success(), "{command:?} ended with {}: {said}{errors}", output.status);
+    Ok(said.trim().to_owned())
+}
