@@ -87,6 +87,8 @@ fn carriers(survey: &Survey, view: &ProcessView, account: &mut Account<'_>, expl
     explanation.defects.extend(survey.defects.iter().cloned());
     explanation.disabled.clone_from(&survey.located.disabled);
     let lazily = LazilyFreed::of(survey, view);
+    // Where no carrier was looked at, none is known, and neither is a block.
+    let none = if survey.depth == Depth::Counters { Walked::default() } else { Walked::none() };
     let mut instances: Vec<InstanceFacts> = survey
         .instances
         .iter()
@@ -94,12 +96,12 @@ fn carriers(survey: &Survey, view: &ProcessView, account: &mut Account<'_>, expl
             allocator: instance.allocator.clone(),
             number: instance.number,
             instance: instance.instance,
-            mbcs: Walked::none(),
-            sbcs: Walked::none(),
-            pool: Walked::none(),
-            dying: Walked::none(),
-            free_blocks: Some(0),
-            largest_free_block: Some(0),
+            mbcs: none,
+            sbcs: none,
+            pool: none,
+            dying: none,
+            free_blocks: none.blocks.map(|_| 0),
+            largest_free_block: none.blocks.map(|_| 0),
             counters: instance.counters.clone(),
             ..InstanceFacts::default()
         })

@@ -3,7 +3,10 @@
 //! The order is that of `layout::Layout`'s fields: each step uses what those before have proven. A running node may
 //! change a list between two reads, so a step that fails is worth another try with fresh copies.
 
-use std::{collections::BTreeMap, ops::Range};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+};
 
 use thiserror::Error;
 
@@ -331,8 +334,11 @@ fn pool_statistics_offset(instances: &[Instance], carriers: &[Listed], layout: &
         let (count, bytes) = pooled.entry(carrier.owner).or_default();
         (*count, *bytes) = (*count + 1, bytes.saturating_add(carrier.bytes));
     }
-    if !layout.has_pool || pooled.is_empty() {
+    if !layout.has_pool {
         return None;
+    }
+    if pooled.is_empty() {
+        return before_main_carrier(instances, carriers, layout);
     }
     let begin = layout.carrier_lists + SENTINEL.max(DC_LIST) + 8;
     let end = layout.statistics.unwrap_or(begin + 1024);
@@ -346,6 +352,24 @@ fn pool_statistics_offset(instances: &[Instance], carriers: &[Listed], layout: &
         });
         most(fits.count(), pooled.len())
     })
+}
+
+/// `cpool.stat` of a VM that has nothing in its pool: all zeros, at a fixed distance before `main_carrier`, which points
+/// to a carrier of the instance or nowhere. Eleven counters of calls stand between (`erl_alloc_util.h`, OTP-23.2.6 to
+/// OTP-27.3.4.1).
+fn before_main_carrier(instances: &[Instance], carriers: &[Listed], layout: &Layout) -> Option<usize> {
+    let own: BTreeSet<(usize, u64)> = carriers.iter().map(|carrier| (carrier.owner, carrier.address.0)).collect();
+    let figures = 2 * layout.types + 2;
+    let distance = (figures + 11) * 8;
+    let begin = layout.carrier_lists + SENTINEL + 8;
+    let main_carrier = (begin + distance..layout.statistics?).step_by(8).find(|&offset| {
+        let pointers: Vec<_> = instances.iter().map(|instance| instance.word(offset).unwrap_or(u64::MAX)).collect();
+        let known = |(owner, pointer): (usize, &u64)| *pointer == 0 || own.contains(&(owner, *pointer));
+        pointers.iter().any(|pointer| *pointer != 0) && pointers.iter().enumerate().all(known)
+    })?;
+    let offset = main_carrier - distance;
+    let is_empty = |instance: &Instance| (0..figures).all(|index| instance.word(offset + 8 * index) == Some(0));
+    instances.iter().all(is_empty).then_some(offset)
 }
 
 /// Whether `fitting` is four fifths of `all`, and not nothing.

@@ -48,7 +48,7 @@ pub struct Layout {
     pub carrier_blocks: Option<usize>,
     /// `sbcs` in `Allctr_t`; `mbcs` follows. `None`: not confirmed.
     pub statistics: Option<usize>,
-    /// `cpool.stat` in `Allctr_t`. `None`: no carrier is pooled that would confirm it.
+    /// `cpool.stat` in `Allctr_t`. `None`: not confirmed.
     pub pool_statistics: Option<usize>,
     /// Logarithm of the size to which carriers are aligned (`ERTS_SUPER_ALIGN_BITS`). `None`: no block lies far
     /// enough behind the begin of its carrier to tell.

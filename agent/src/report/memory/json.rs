@@ -57,7 +57,7 @@ pub(in crate::report) fn node(node: &Node) -> Value {
 /// The sections that a look fills.
 pub(in crate::report) fn sections(memory: &Memory<'_>) -> [(&'static str, Value); 10] {
     let explanation = memory.explanation;
-    let Explanation { instances, depth, mseg, super_carriers, tags, untagged, threads, .. } = explanation;
+    let Explanation { instances, depth, mseg, super_carriers, tags, untagged, threads, disabled, .. } = explanation;
     let is_full = depth.reached == Depth::Full;
     [
         ("depth", json!(depth)),
@@ -68,7 +68,7 @@ pub(in crate::report) fn sections(memory: &Memory<'_>) -> [(&'static str, Value)
         ("mseg", mseg_sums(explanation)),
         ("super_carriers", json!(super_carriers)),
         ("threads", json!(threads)),
-        ("erlang_memory", json!(recon::erlang_memory(instances))),
+        ("erlang_memory", json!(recon::erlang_memory(instances, disabled))),
         (
             "recon",
             json!({

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::{
-    erts::alloc::statistics::{Counted, Extremes},
+    erts::alloc::statistics::{Counted, Counters, Extremes},
     explain::model::{InstanceFacts, MsegFacts},
 };
 
@@ -49,11 +49,9 @@ pub struct Fragmentation {
     pub mbcs_carriers_size: u64,
 }
 
-/// `recon_alloc:average_block_sizes/1`, one row for an allocator.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+/// `recon_alloc:average_block_sizes/1` for an allocator.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct AverageBlockSizes {
-    /// `ets_alloc`
-    pub allocator: String,
     /// Mean bytes of a block in multi-block carriers; 0 where there are none.
     pub mbcs: f64,
     /// The same of single-block carriers.
@@ -96,8 +94,8 @@ pub enum Window {
 /// `recon_alloc:memory/2`.
 pub fn memory(instances: &[InstanceFacts], window: Window) -> Memory {
     let mut memory = Memory::default();
-    for facts in instances {
-        for kind in kinds(facts) {
+    for facts in instances.iter().filter(|facts| counts(&facts.allocator)) {
+        for kind in kinds(facts, window) {
             let carriers = window.of(kind.carrier_bytes);
             memory.used = memory.used.saturating_add(window.of(kind.all_block_bytes()));
             memory.allocated = memory.allocated.saturating_add(carriers);
@@ -116,9 +114,10 @@ pub fn memory(instances: &[InstanceFacts], window: Window) -> Memory {
 pub fn fragmentation(instances: &[InstanceFacts], window: Window) -> Vec<Fragmentation> {
     let mut rows: Vec<_> = instances
         .iter()
+        .filter(|facts| counts(&facts.allocator))
         .filter_map(|facts| {
             let counters = facts.counters.as_ref()?;
-            let multi = [Some(&counters.mbcs), counters.pool.as_ref()];
+            let multi = [Some(&counters.mbcs), window.pool(counters)];
             let sum = |figure: fn(&Counted) -> Extremes| {
                 multi.iter().flatten().map(|kind| window.of(figure(kind))).fold(0, u64::saturating_add)
             };
@@ -146,7 +145,7 @@ pub fn fragmentation(instances: &[InstanceFacts], window: Window) -> Vec<Fragmen
 }
 
 /// `recon_alloc:average_block_sizes/1`.
-pub fn average_block_sizes(instances: &[InstanceFacts], window: Window) -> Vec<AverageBlockSizes> {
+pub fn average_block_sizes(instances: &[InstanceFacts], window: Window) -> BTreeMap<String, AverageBlockSizes> {
     #[derive(Default)]
     struct Sums([(u64, u64); 2]);
     let add = |sums: &mut Sums, facts: &InstanceFacts| {
@@ -158,10 +157,10 @@ pub fn average_block_sizes(instances: &[InstanceFacts], window: Window) -> Vec<A
     };
     let sums = crate::explain::by_allocator::<Sums>(instances, add);
     sums.into_iter()
-        .map(|(allocator, Sums([mbcs, sbcs]))| AverageBlockSizes {
-            allocator,
-            mbcs: ratio(mbcs.0, mbcs.1).unwrap_or(0.0),
-            sbcs: ratio(sbcs.0, sbcs.1).unwrap_or(0.0),
+        .filter(|(allocator, _)| counts(allocator))
+        .map(|(allocator, Sums([mbcs, sbcs]))| {
+            let mean = |(bytes, blocks)| ratio(bytes, blocks).unwrap_or(0.0);
+            (allocator, AverageBlockSizes { mbcs: mean(mbcs), sbcs: mean(sbcs) })
         })
         .collect()
 }
@@ -175,7 +174,7 @@ pub fn sbcs_to_mbcs(instances: &[InstanceFacts], window: Window) -> Vec<SbcsToMb
         let ratio = if single == 0 { Some(0.0) } else { ratio(single, multi) };
         Some(SbcsToMbcs { allocator: facts.allocator.clone(), instance: facts.instance, ratio })
     };
-    instances.iter().filter_map(row).collect()
+    instances.iter().filter(|facts| counts(&facts.allocator)).filter_map(row).collect()
 }
 
 /// `recon_alloc:cache_hit_rates/0`.
@@ -207,11 +206,14 @@ pub struct ErlangMemory {
     pub by_type: BTreeMap<String, u64>,
 }
 
-/// The classes of `erlang:memory/0`.
-pub fn erlang_memory(instances: &[InstanceFacts]) -> ErlangMemory {
+/// The classes of `erlang:memory/0`. `None`: allocators are switched off, and then the node itself cannot tell them.
+pub fn erlang_memory(instances: &[InstanceFacts], disabled: &[u32]) -> Option<ErlangMemory> {
+    if !disabled.is_empty() {
+        return None;
+    }
     let names: BTreeMap<u32, &str> = instances.iter().map(|facts| (facts.number, facts.allocator.as_str())).collect();
     let mut memory = ErlangMemory::default();
-    for kind in instances.iter().flat_map(kinds) {
+    for kind in instances.iter().flat_map(|facts| kinds(facts, Window::Current)) {
         for (number, bytes) in (1..).zip(&kind.block_bytes) {
             let Some(name) = names.get(&number) else { continue };
             let sum = memory.by_type.entry((*name).to_owned()).or_default();
@@ -230,10 +232,15 @@ pub fn erlang_memory(instances: &[InstanceFacts]) -> ErlangMemory {
         *class = class.saturating_add(*bytes);
         memory.total = memory.total.saturating_add(*bytes);
     }
-    memory
+    Some(memory)
 }
 
 impl Window {
+    /// The pool's counters: the VM keeps no maximum of them.
+    fn pool(self, counters: &Counters) -> Option<&Counted> {
+        counters.pool.as_ref().filter(|_| self == Self::Current)
+    }
+
     fn of(self, figure: Extremes) -> u64 {
         match self {
             Self::Current => figure.now,
@@ -242,10 +249,15 @@ impl Window {
     }
 }
 
+/// Whether `recon_alloc` counts an allocator: not the one of literals, nor the one of the VM's own tests.
+fn counts(allocator: &str) -> bool {
+    !matches!(allocator, "literal_alloc" | "test_alloc")
+}
+
 /// The counters of an instance by kind of carrier.
-fn kinds(facts: &InstanceFacts) -> impl Iterator<Item = &Counted> {
+fn kinds(facts: &InstanceFacts, window: Window) -> impl Iterator<Item = &Counted> {
     let counters = facts.counters.iter();
-    counters.flat_map(|counters| [Some(&counters.mbcs), Some(&counters.sbcs), counters.pool.as_ref()]).flatten()
+    counters.flat_map(move |counters| [Some(&counters.mbcs), Some(&counters.sbcs), window.pool(counters)]).flatten()
 }
 
 fn ratio(part: u64, whole: u64) -> Option<f64> {
