@@ -7,6 +7,8 @@ mod agent;
 mod attach;
 #[path = "live/calls.rs"]
 mod calls;
+#[path = "live/heaps.rs"]
+mod heaps;
 #[path = "live/leaks.rs"]
 mod leaks;
 #[path = "live/refusals.rs"]

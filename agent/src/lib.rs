@@ -10,7 +10,7 @@
 //!
 //! # Invariants
 //!
-//! * [`mapping`], [`stack`], [`ledger`], [`recording`], [`erts`], [`attribute`] and [`report`] do no I/O: no file, no
+//! * [`mapping`], [`stack`], [`ledger`], [`libc`], [`recording`], [`erts`], [`attribute`] and [`report`] do no I/O: no file, no
 //!   process, no clock, no kernel. What they need of the node arrives as values or through [`target::memory::ReadMemory`].
 //! * A report is a function of a [`recording::Recording`] and of nothing else.
 //! * Only [`kernel::plan`] decides what is attached; it is pure and says what each fallback costs.
@@ -25,6 +25,7 @@ pub mod erts;
 pub mod extents;
 pub mod kernel;
 pub mod ledger;
+pub mod libc;
 pub mod mapping;
 pub mod output;
 pub mod recorder;

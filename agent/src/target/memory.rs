@@ -25,6 +25,15 @@ pub trait ReadMemory {
     /// one, unless `into` is empty. What of it is looked at is told by [`ReadMemory::used`].
     fn read_ahead(&self, at: Address, into: &mut [u8]) -> Result<usize, Unreadable>;
 
+    /// Reads many ranges, in as few calls as possible; the results are in the order of `ranges`.
+    fn read_many(&self, ranges: &[(Address, usize)]) -> Vec<Result<Vec<u8>, Unreadable>> {
+        let read = |&(at, length): &(Address, usize)| {
+            let mut bytes = vec![0; length];
+            self.read(at, &mut bytes).map(|()| bytes)
+        };
+        ranges.iter().map(read).collect()
+    }
+
     /// Says that `bytes`, which were read ahead at `at`, were looked at. A memory that is being saved keeps them.
     #[inline]
     fn used(&self, at: Address, bytes: &[u8]) {
@@ -139,6 +148,11 @@ impl ReadMemory for ProcessMemory {
             Err(cause) => cause,
         };
         Err(Unreadable { at, length, cause: cause.into() })
+    }
+
+    fn read_many(&self, ranges: &[(Address, usize)]) -> Vec<Result<Vec<u8>, Unreadable>> {
+        // The method of the type itself, which takes precedence over this one.
+        Self::read_many(self, ranges)
     }
 
     fn read_ahead(&self, at: Address, into: &mut [u8]) -> Result<usize, Unreadable> {
