@@ -55,8 +55,7 @@ fn view_of(pid: u32) -> ProcessView {
     });
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("threads");
     let threads = tasks.map(|task| task.expect("a thread").file_name().to_string_lossy().parse().expect("a number"));
-    let with_figures =
-        |mapping| MappedMemory { mapping, rss: 0, pss: 0, anonymous: 0, swap: 0, lazy_free: 0, huge: 0 };
+    let with_figures = |mapping| MappedMemory { mapping, rss: 0, pss: 0, anonymous: 0, swap: 0, lazy_free: 0, huge: 0 };
     ProcessView {
         page_size: PAGE,
         threads: threads.collect(),
@@ -85,7 +84,6 @@ fn resident(pagemap: &File, mapping: &Mapping) -> Vec<Range<u64>> {
 struct Seen {
     heap: LibcHeap,
     pieces: Vec<(ChunkKind, Range<u64>)>,
-    view: ProcessView,
 }
 
 fn walk(subject: &Subject) -> Seen {
@@ -96,11 +94,11 @@ fn walk(subject: &Subject) -> Seen {
     let started = std::time::Instant::now();
     let heap = glibc::walk(&view, &memory, &Extents::default(), &mut visit).expect("a heap");
     println!("walked {} pieces in {:?}: {heap:#?}", pieces.len(), started.elapsed());
-    Seen { heap, pieces, view }
+    Seen { heap, pieces }
 }
 
 /// The pieces cover the segments and the mapped chunks, without gap or overlap.
-fn check_pieces(Seen { heap, pieces, .. }: &Seen) {
+fn check_pieces(Seen { heap, pieces }: &Seen) {
     let mut pieces = pieces.iter();
     for segment in heap.arenas.iter().flat_map(|arena| &arena.segments) {
         let mut at = segment.start;
@@ -111,10 +109,12 @@ fn check_pieces(Seen { heap, pieces, .. }: &Seen) {
         }
         assert_eq!(at, segment.end);
     }
-    let mapped: u64 = pieces.map(|(kind, piece)| {
-        assert_eq!(*kind, ChunkKind::Mapped);
-        piece.end - piece.start
-    }).sum();
+    let mapped: u64 = pieces
+        .map(|(kind, piece)| {
+            assert_eq!(*kind, ChunkKind::Mapped);
+            piece.end - piece.start
+        })
+        .sum();
     assert_eq!(mapped, heap.mapped_bytes);
 }
 
@@ -213,7 +213,10 @@ fn threads_have_stacks() {
             let (tid, local) = pair.split_once(':').expect("a pair");
             let (tid, local): (u32, u64) = (tid.parse().expect("a tid"), local.parse().expect("an address"));
             let stack = stacks.iter().find(|stack| stack.tid == tid).unwrap_or_else(|| panic!("{tid} of {compiler}"));
-            assert!(stack.range.contains(&local) && stack.range.contains(&stack.descriptor.0), "{stack:#x?} {local:#x}");
+            assert!(
+                stack.range.contains(&local) && stack.range.contains(&stack.descriptor.0),
+                "{stack:#x?} {local:#x}"
+            );
             // Its stack has 8 MiB with glibc, 128 KiB with musl, and no other thread's.
             assert!(stacks.iter().filter(|other| other.range.contains(&local)).count() == 1);
         }

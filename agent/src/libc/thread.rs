@@ -57,11 +57,7 @@ struct Descriptor {
 /// Finds the threads whose descriptors lie in resident pages of `unclaimed`, by rising address.
 ///
 /// Where which pages are resident is not known, all pages of `unclaimed` are read.
-pub fn find(
-    view: &ProcessView,
-    memory: &(impl ReadMemory + ?Sized),
-    unclaimed: &[Range<u64>],
-) -> Vec<ThreadStack> {
+pub fn find(view: &ProcessView, memory: &(impl ReadMemory + ?Sized), unclaimed: &[Range<u64>]) -> Vec<ThreadStack> {
     let mut threads = view.threads.clone();
     threads.sort_unstable();
     let mut found: Vec<Descriptor> = Vec::new();
@@ -124,7 +120,8 @@ fn look(
             continue;
         }
         for (ring, tid_at) in MUSL {
-            if let (Some(before), Some(next), Some(tid)) = (word(ring), word(ring + 1), word(tid_at).and_then(is_thread))
+            if let (Some(before), Some(next), Some(tid)) =
+                (word(ring), word(ring + 1), word(tid_at).and_then(is_thread))
                 && is_pointer(next)
                 && is_pointer(before)
                 && leads_back(memory, at, (next, ring as u64 * 8), (before, ring as u64 * 8 + 8))

@@ -267,7 +267,8 @@ fn heaps(
     let (mut within, mut top) = (state.top, Some(state.top));
     while let (Some(info), Some((heap, before, bytes))) = (info, heap_of(memory, arena, within)) {
         let is_first = heap.checked_add(info) == Some(arena);
-        let chunks = if is_first { arena.saturating_add(layout.bins_at + END_BEHIND) } else { heap.saturating_add(info) };
+        let chunks =
+            if is_first { arena.saturating_add(layout.bins_at + END_BEHIND) } else { heap.saturating_add(info) };
         let Some(first) = chunks.checked_next_multiple_of(16) else { break };
         parts.push(Part { start: heap, first, end: heap.saturating_add(bytes), top: top.take(), is_main: false });
         if is_first && before == 0 {

@@ -7,11 +7,7 @@
 use thiserror::Error;
 
 use super::arena::FASTBINS;
-use crate::{
-    extents::Extents,
-    mapping::Address,
-    target::memory::ReadMemory,
-};
+use crate::{extents::Extents, mapping::Address, target::memory::ReadMemory};
 
 /// `request2size (MAX_FAST_SIZE)`: the largest chunk that can be in a fastbin, whatever `M_MXFAST` is.
 pub(super) const LARGEST: u64 = 176;
@@ -74,8 +70,7 @@ fn list_of(size: u64) -> Option<u64> {
 /// Finds out how lists are linked, from what the first chunks hold.
 pub(super) fn linking(memory: &(impl ReadMemory + ?Sized), heads: &[u64], ranges: &Extents) -> Linking {
     let heads: Vec<u64> = heads.iter().copied().filter(|head| *head != 0).collect();
-    let asked: Vec<_> =
-        heads.iter().filter_map(|head| Some((Address(head.checked_add(POINTER_BEHIND)?), 8))).collect();
+    let asked: Vec<_> = heads.iter().filter_map(|head| Some((Address(head.checked_add(POINTER_BEHIND)?), 8))).collect();
     let leads = |next: Option<u64>| {
         next.is_some_and(|next| next == 0 || (next.is_multiple_of(16) && ranges.find(Address(next)).is_some()))
     };

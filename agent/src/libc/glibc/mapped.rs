@@ -57,7 +57,10 @@ pub(super) fn find(
     defects: &mut Vec<String>,
 ) -> (Vec<Range<u64>>, LibraryCount) {
     if !view.page_size.is_power_of_two() || view.page_size < LEFT_OUT {
-        defects.push(format!("chunks with a mapping of their own were not looked for: {} is no page size", view.page_size));
+        defects.push(format!(
+            "chunks with a mapping of their own were not looked for: {} is no page size",
+            view.page_size
+        ));
         return (Vec::new(), LibraryCount::NotFound);
     }
     if matches!(view.resident, Residency::Mappings(_)) {

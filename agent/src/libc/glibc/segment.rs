@@ -265,11 +265,7 @@ fn step<M: ReadMemory + ?Sized>(words: &mut Words<'_, M>, part: &Part, at: u64, 
 
 /// Two fenceposts, the second of size 16 in the main arena and 0 in others. In the main arena there is a third where the
 /// old top chunk was too small to be freed.
-fn fenceposts(
-    word: &mut impl FnMut(u64) -> Result<u64, Unreadable>,
-    part: &Part,
-    at: u64,
-) -> Result<Step, Tear> {
+fn fenceposts(word: &mut impl FnMut(u64) -> Result<u64, Unreadable>, part: &Part, at: u64) -> Result<Step, Tear> {
     let second = word(FENCEPOST + 8)?;
     if !part.is_main {
         let complete = second == BEFORE_IN_USE && at.checked_add(2 * FENCEPOST) == Some(part.end);

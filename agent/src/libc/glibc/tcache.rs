@@ -4,11 +4,7 @@
 //! an ordinary chunk and nothing points to it but its thread, so it is looked for among chunks of its size, and counts
 //! only if every list has exactly the length that its number says and each chunk in it the size of its list.
 
-use crate::{
-    extents::Extents,
-    mapping::Address,
-    target::memory::ReadMemory,
-};
+use crate::{extents::Extents, mapping::Address, target::memory::ReadMemory};
 
 /// Lists for chunks of one size each: `TCACHE_SMALL_BINS`, or `TCACHE_MAX_BINS` before 2.42.
 const SMALL_LISTS: usize = 64;
@@ -70,7 +66,9 @@ impl Found {
     pub(super) fn prove(&mut self, memory: &(impl ReadMemory + ?Sized), heaps: &Extents, suspects: &[Suspect]) {
         let asked: Vec<_> = suspects
             .iter()
-            .filter_map(|suspect| Some((Address(suspect.chunk.checked_add(16)?), usize::try_from(suspect.size).ok()? - 16)))
+            .filter_map(|suspect| {
+                Some((Address(suspect.chunk.checked_add(16)?), usize::try_from(suspect.size).ok()? - 16))
+            })
             .collect();
         // Bytes in each cache, as long as it is believed.
         let mut caches: Vec<Option<u64>> = Vec::new();
@@ -87,7 +85,8 @@ impl Found {
             for (list, content) in lists.iter_mut().zip(memory.read_many(&asked)) {
                 let Some(bytes) = caches.get_mut(list.cache) else { continue };
                 let content = content.ok().filter(|_| heaps.find(Address(list.at)).is_some());
-                *bytes = content.zip(*bytes).and_then(|(content, sum)| sum.checked_add(advance(list, &content, heaps)?));
+                *bytes =
+                    content.zip(*bytes).and_then(|(content, sum)| sum.checked_add(advance(list, &content, heaps)?));
             }
             lists.retain(|list| list.left > 0);
         }
@@ -102,11 +101,16 @@ impl Found {
 fn heads(size: u64, content: &[u8]) -> Option<Vec<(usize, u64, u64)>> {
     let form = FORMS.iter().find(|form| form.size == size)?;
     let numbers = content.get(..form.lists * form.number)?.chunks(form.number);
-    let numbers: Vec<u64> = numbers.map(|bytes| bytes.iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte))).collect();
+    let numbers: Vec<u64> =
+        numbers.map(|bytes| bytes.iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte))).collect();
     let (words, _) = content.get(form.lists * form.number..)?.as_chunks::<8>();
     let words: Vec<u64> = words.iter().copied().map(u64::from_le_bytes).take(form.lists).collect();
     // What fits into an empty list fits into each.
-    let room = if form.counts_down { words.iter().zip(&numbers).find(|(word, _)| **word == 0).map(|(_, number)| *number)? } else { 0 };
+    let room = if form.counts_down {
+        words.iter().zip(&numbers).find(|(word, _)| **word == 0).map(|(_, number)| *number)?
+    } else {
+        0
+    };
     let mut heads = Vec::new();
     for (index, (&word, &number)) in words.iter().zip(&numbers).enumerate() {
         let length = if form.counts_down { room.checked_sub(number)? } else { number };
