@@ -4,9 +4,9 @@
 //! descriptors whose pointers lead back, and holds the number of a thread that exists. It also says where the block
 //! lies that was mapped for it, which is needed where mappings of neighbours were merged.
 //!
-//! glibc (`nptl/descr.h`, 2.31 to 2.43): `list_t list`, then `pid_t tid`. `list` follows 192 bytes (`__padding`), or the
+//! glibc (`nptl/descr.h`, run with 2.31, 2.36, 2.41 and 2.43): `list_t list`, then `pid_t tid`. `list` follows 192 bytes (`__padding`), or the
 //! `tcbhead_t` where that is larger (704 bytes on `x86_64`); that one begins with a pointer to itself and has another as
-//! its third word. musl (`src/internal/pthread_impl.h`, 1.1.24 to 1.2.5): `self`, on some machines `dtv`, then `prev`
+//! its third word. musl (`src/internal/pthread_impl.h`, run with 1.2.3): `self`, on some machines `dtv`, then `prev`
 //! and `next`, a word or three, and `tid`.
 
 use std::ops::Range;
@@ -162,14 +162,17 @@ fn stacks(
     descriptors: &[Descriptor],
 ) -> Vec<ThreadStack> {
     let mut stacks: Vec<ThreadStack> = Vec::new();
-    for &Descriptor { tid, at } in descriptors {
+    for (index, &Descriptor { tid, at }) in descriptors.iter().enumerate() {
         let Some(mapping) = view.mapping_at(Address(at)).map(|memory| &memory.mapping) else { continue };
         let Some(within) = unclaimed.find(Address(at)) else { continue };
         let below = stacks.last().map_or(0, |stack| stack.range.end);
         let rest = within.start.max(mapping.start.0).max(below)..within.end.min(mapping.end.0);
+        // A descriptor is at the upper end of its block. What lies between it and the next one is the next one's.
+        let is_shared = descriptors.get(index + 1).is_some_and(|next| next.at < rest.end);
+        let upper = if is_shared { at.saturating_add(DESCRIPTOR as u64).min(rest.end) } else { rest.end };
         let range = match block(view, memory, at) {
             Some(block) => block.start.max(rest.start)..block.end.min(rest.end),
-            None => rest,
+            None => rest.start..upper,
         };
         if range.contains(&at) {
             stacks.push(ThreadStack { tid, descriptor: Address(at), range });
@@ -184,7 +187,10 @@ fn block(view: &ProcessView, memory: &(impl ReadMemory + ?Sized), at: u64) -> Op
     let mapping = &view.mapping_at(Address(at))?.mapping;
     let room = usize::try_from(mapping.end.0.checked_sub(at)?).ok()?;
     let mut bytes = vec![0; room.min(DESCRIPTOR)];
-    memory.read(Address(at), &mut bytes).ok()?;
+    // Behind the block there may be the guard pages of another stack, which are no mapping of their own
+    // (`MADV_GUARD_INSTALL`, glibc 2.42 and later).
+    let read = memory.read_ahead(Address(at), &mut bytes).ok()?;
+    bytes.truncate(read);
     let is_whole = |word: u64| word != 0 && view.page_size.is_power_of_two() && word.is_multiple_of(view.page_size);
     words_of(&bytes).array_windows().find_map(|&[start, size]| {
         let end = start.checked_add(size)?;

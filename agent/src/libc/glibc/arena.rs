@@ -1,7 +1,7 @@
 //! Where are the arenas, and which memory is theirs?
 //!
 //! Layouts: `struct malloc_state` and `struct malloc_par` in `malloc/malloc.c`, `struct _heap_info` in `malloc/arena.c`,
-//! glibc 2.31 to 2.43, 64-bit. Offsets are counted from the bins, since what lies before them differs.
+//! 64-bit; run with glibc 2.31, 2.36, 2.41 and 2.43 on `x86_64`. Offsets are counted from the bins, since what lies before them differs.
 
 use super::LibcError;
 use crate::{
@@ -26,8 +26,9 @@ pub(super) const FASTBINS: usize = 10;
 const NEXT_BEHIND: u64 = BINS * 16 + 16;
 const SYSTEM_BEHIND: u64 = NEXT_BEHIND + 24;
 const END_BEHIND: u64 = SYSTEM_BEHIND + 16;
-/// Bytes from an arena to its bins: `mutex`, `flags`, `have_fastchunks`, `fastbinsY`, `top`, `last_remainder` (2.27 to
-/// 2.42), the same without `have_fastchunks` (2.26), and without fastbins (2.43).
+/// Bytes from an arena to its bins: `mutex`, `flags`, `have_fastchunks`, `fastbinsY`, `top`, `last_remainder` (run with
+/// 2.31, 2.36 and 2.41), the same without `have_fastchunks` (2.26, not run), and without fastbins (2.43). The ring of
+/// arenas decides.
 const BINS_AT: [u64; 3] = [112, 104, 24];
 /// `HEAP_MAX_SIZE`: twice `DEFAULT_MMAP_THRESHOLD_MAX`, which is 32 MiB on 64 bits. With `glibc.malloc.hugetlb=2` it is
 /// four huge pages (`heap_max_size` in `malloc/arena.c`, 2.35 and later), of 2 MiB, 32 MiB, 512 MiB or 1 GiB.
@@ -78,6 +79,11 @@ pub(super) struct Part {
 }
 
 impl Layout {
+    /// Whether there are lists before `top`.
+    pub(super) fn has_fastbins(self) -> bool {
+        self.bins_at > TOP_BEFORE + FASTBINS as u64 * 8
+    }
+
     fn read<const N: usize>(
         self,
         memory: &(impl ReadMemory + ?Sized),

@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use super::arena::{Data, FLAGS};
+use super::arena::{Data, FLAGS, Layout};
 use crate::{
     extents::Extents,
     mapping::{Address, Backing},
@@ -53,7 +53,7 @@ pub(super) fn find(
     memory: &(impl ReadMemory + ?Sized),
     vm: &Extents,
     heaps: &Extents,
-    data: &Data,
+    (layout, data): (Layout, &Data),
     defects: &mut Vec<String>,
 ) -> (Vec<Range<u64>>, LibraryCount) {
     if !view.page_size.is_power_of_two() || view.page_size < LEFT_OUT {
@@ -76,13 +76,15 @@ pub(super) fn find(
     for _ in 0..super::ATTEMPTS {
         let counted = count();
         best = (Vec::new(), LibraryCount::NotFound);
-        for left_out in [0, LEFT_OUT] {
+        // 2.43 has no fastbins either; the other form is tried where this one does not agree.
+        let forms = if layout.has_fastbins() { [0, LEFT_OUT] } else { [LEFT_OUT, 0] };
+        for left_out in forms {
             let blocks = Scan::new(view, memory, vm, heaps, left_out).run();
             let verdict = judge(&blocks, counted, view.page_size);
             if verdict == LibraryCount::Agrees {
                 return (blocks, verdict);
             }
-            if best.0.len() <= blocks.len() {
+            if best.0.is_empty() || best.0.len() < blocks.len() {
                 best = (blocks, verdict);
             }
         }

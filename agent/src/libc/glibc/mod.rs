@@ -157,13 +157,13 @@ pub fn walk(
     let mut caches = tcache::Found::default();
     for place in &places {
         let walked = walk_arena(view, memory, &mut words, vm, layout, *place, &mut heap.defects);
-        claimed.extend(walked.segments.iter().map(|segment| segment.range()));
+        claimed.extend(walked.segments.iter().map(Walked::range));
         suspects.extend(walked.segments.iter().flat_map(|segment| segment.tcaches.iter().copied()));
         heap.arenas.push(emit(*place, &walked, visit));
     }
     let claimed: Extents = claimed.into_iter().collect();
     caches.prove(memory, &claimed, &suspects);
-    let (blocks, count) = mapped::find(view, memory, vm, &claimed, &data, &mut heap.defects);
+    let (blocks, count) = mapped::find(view, memory, vm, &claimed, (layout, &data), &mut heap.defects);
     for block in &blocks {
         visit(ChunkKind::Mapped, block.clone());
     }
@@ -251,7 +251,7 @@ fn attempt<M: ReadMemory + ?Sized>(
     let edges = fastbin::Edges::new(walked.segments.iter_mut().flat_map(|segment| segment.edges.drain(..)));
     let (fast, broken) = edges.follow(&state.fastbins);
     walked.fast = fast;
-    defects.extend(broken.map(|broken| broken.to_string()));
+    defects.extend(broken.as_ref().map(ToString::to_string));
     if defects.is_empty() && bytes != state.system_bytes {
         defects.push(format!("its segments have {bytes} bytes, but it got {} from the system", state.system_bytes));
     }

@@ -28,7 +28,8 @@ struct Form {
     counts_down: bool,
 }
 
-/// 2.26 to 2.29, 2.30 to 2.41, and 2.43 (read at run time in the last three Debian releases' libraries).
+/// Before 2.30 (not run), from then on (run with 2.31, 2.36 and 2.41), and 2.43 (run). A form that does not fit proves no
+/// cache.
 const FORMS: [Form; 3] = [
     Form { size: 0x250, lists: 64, number: 1, counts_down: false },
     Form { size: 0x290, lists: 64, number: 2, counts_down: false },
@@ -71,26 +72,26 @@ impl Found {
             })
             .collect();
         // Bytes in each cache, as long as it is believed.
-        let mut caches: Vec<Option<u64>> = Vec::new();
+        let mut trusted: Vec<Option<u64>> = Vec::new();
         let mut lists = Vec::new();
         for (suspect, content) in suspects.iter().zip(memory.read_many(&asked)) {
-            let heads = content.ok().and_then(|content| heads(suspect.size, &content));
-            let cache = caches.len();
-            caches.push(heads.as_ref().map(|_| 0));
-            lists.extend(heads.into_iter().flatten().map(|(index, at, left)| List { cache, index, at, left }));
+            let found = content.ok().and_then(|content| heads(suspect.size, &content));
+            let number = trusted.len();
+            trusted.push(found.as_ref().map(|_| 0));
+            lists.extend(found.into_iter().flatten().map(|(index, at, left)| List { cache: number, index, at, left }));
         }
         while !lists.is_empty() {
-            lists.retain(|list| caches.get(list.cache).is_some_and(Option::is_some));
+            lists.retain(|list| trusted.get(list.cache).is_some_and(Option::is_some));
             let asked: Vec<_> = lists.iter().map(|list| (Address(list.at.saturating_sub(8)), 16)).collect();
             for (list, content) in lists.iter_mut().zip(memory.read_many(&asked)) {
-                let Some(bytes) = caches.get_mut(list.cache) else { continue };
+                let Some(bytes) = trusted.get_mut(list.cache) else { continue };
                 let content = content.ok().filter(|_| heaps.find(Address(list.at)).is_some());
                 *bytes =
                     content.zip(*bytes).and_then(|(content, sum)| sum.checked_add(advance(list, &content, heaps)?));
             }
             lists.retain(|list| list.left > 0);
         }
-        for bytes in caches.into_iter().flatten() {
+        for bytes in trusted.into_iter().flatten() {
             self.caches += 1;
             self.bytes = self.bytes.saturating_add(bytes);
         }

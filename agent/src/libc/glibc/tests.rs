@@ -161,9 +161,9 @@ fn tells_the_kinds_apart() {
 fn no_chunk_begins_in_a_carrier() {
     let (image, view) = small(112, true);
     let chunk = BRK + 0x290 + 80;
-    let fits: Extents = [chunk + 16..chunk + 4096 + 8].into_iter().collect();
+    let fits = Extents::from(vec![(chunk + 16, chunk + 4096 + 8)]);
     assert_eq!(walk_all(&image, &view, &fits).0.defects, Vec::<String>::new());
-    let too_long: Extents = [chunk + 16..chunk + 4096 + 16].into_iter().collect();
+    let too_long = Extents::from(vec![(chunk + 16, chunk + 4096 + 16)]);
     let (heap, pieces) = walk_all(&image, &view, &too_long);
     assert!(heap.defects.iter().any(|defect| defect.contains("carrier")), "{:?}", heap.defects);
     assert!(pieces.iter().all(|(kind, piece)| *kind == ChunkKind::Mapped || piece.end <= chunk + 4096));
