@@ -63,10 +63,7 @@ impl Extents {
         let first = self.ranges.partition_point(|range| range.end <= within.start);
         let ranges = self.ranges.get(first..).unwrap_or_default();
         let Range { start, end } = within;
-        ranges
-            .iter()
-            .take_while(move |range| range.start < end)
-            .map(move |range| range.start.max(start)..range.end.min(end))
+        ranges.iter().take_while(move |range| range.start < end).map(move |range| range.start.max(start)..range.end.min(end))
     }
 
     /// All of them, by rising address.
@@ -76,8 +73,7 @@ impl Extents {
 
     fn bytes_below(&self, address: u64) -> u64 {
         let after = self.ranges.partition_point(|range| range.start < address);
-        let Some((range, before)) =
-            after.checked_sub(1).and_then(|at| Some((self.ranges.get(at)?, self.before.get(at)?)))
+        let Some((range, before)) = after.checked_sub(1).and_then(|at| Some((self.ranges.get(at)?, self.before.get(at)?)))
         else {
             return 0;
         };
