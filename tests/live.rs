@@ -13,6 +13,8 @@ mod calls;
 mod explain;
 #[path = "live/explained.rs"]
 mod explained;
+#[path = "live/heaps.rs"]
+mod heaps;
 #[path = "live/leaks.rs"]
 mod leaks;
 #[path = "live/refusals.rs"]
