@@ -151,6 +151,10 @@ mod tests {
     }
 
     impl ReadMemory for Image {
+        fn peek_many(&self, ranges: &[(Address, usize)]) -> Vec<Result<Vec<u8>, Unreadable>> {
+            crate::target::memory::read_each(self, ranges)
+        }
+
         fn read_ahead(&self, at: Address, into: &mut [u8]) -> Result<usize, Unreadable> {
             self.read(at, into).map(|()| into.len())
         }

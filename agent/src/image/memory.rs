@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     mapping::Address,
-    target::memory::{ReadMemory, Unreadable},
+    target::memory::{ReadMemory, Unreadable, read_each},
 };
 
 /// Pieces of memory, by rising address; none empty, none beside another.
@@ -104,6 +104,10 @@ impl ReadMemory for SavedMemory {
         let (filled, _) = into.split_at_mut(length);
         filled.copy_from_slice(bytes.split_at(length).0);
         Ok(length)
+    }
+
+    fn peek_many(&self, ranges: &[(Address, usize)]) -> Vec<Result<Vec<u8>, Unreadable>> {
+        read_each(self, ranges)
     }
 
     fn scan(&self, range: Range<u64>, visit: &mut dyn FnMut(Address, &[u8])) {

@@ -58,6 +58,10 @@ impl<M: ReadMemory> ReadMemory for SavingMemory<M> {
         self.memory.read_ahead(at, into)
     }
 
+    fn peek_many(&self, ranges: &[(Address, usize)]) -> Vec<Result<Vec<u8>, Unreadable>> {
+        self.memory.peek_many(ranges)
+    }
+
     fn scan(&self, range: Range<u64>, visit: &mut dyn FnMut(Address, &[u8])) {
         self.memory.scan(range, visit);
     }

@@ -17,7 +17,7 @@ use crate::{
     extents::Extents,
     mapping::Address,
     target::memory::ReadMemory,
-    view::{ProcessView, Residency},
+    view::ProcessView,
     words::{read_words, words_of},
 };
 
@@ -30,10 +30,8 @@ const MUSL: [(usize, usize); 2] = [(1, 4), (2, 6)];
 /// Bytes of a descriptor in which the fields for the stack are looked for: glibc's has some 2.3 kB on `x86_64`, musl's
 /// less than 300 bytes.
 const DESCRIPTOR: usize = 4096;
-/// Bytes that are read at once.
-const AT_ONCE: u64 = 256 << 10;
-/// Words that a window needs behind the one it begins with.
-const WINDOW: usize = 8;
+/// Words at the begin of a descriptor that are looked at.
+const WORDS: usize = 8;
 
 /// The stack of a thread.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,29 +52,18 @@ struct Descriptor {
     at: u64,
 }
 
-/// Finds the threads whose descriptors lie in resident pages of `unclaimed`, by rising address.
-///
-/// Where which pages are resident is not known, all pages of `unclaimed` are read.
+/// Finds the threads whose descriptors lie in `unclaimed`, by rising address.
 pub fn find(view: &ProcessView, memory: &(impl ReadMemory + ?Sized), unclaimed: &[Range<u64>]) -> Vec<ThreadStack> {
     let mut threads = view.threads.clone();
     threads.sort_unstable();
     let mut found: Vec<Descriptor> = Vec::new();
     let unclaimed: Extents = unclaimed.iter().cloned().collect();
-    for range in unclaimed.iter() {
-        let parts: Vec<Range<u64>> = match &view.resident {
-            Residency::Pages(pages) => pages.parts_in(range.clone()).collect(),
-            Residency::Mappings(_) => vec![range.clone()],
-        };
-        for part in parts {
-            let mut at = part.start;
-            while at < part.end {
-                let end = at.saturating_add(AT_ONCE).min(part.end);
-                // A descriptor may begin in one window and go on in the next.
-                let behind = end.saturating_add(WINDOW as u64 * 8).min(part.end);
-                look(memory, &threads, at..end, behind, &mut found);
-                at = end;
-            }
-        }
+    for range in &unclaimed {
+        let mut window = Window::default();
+        memory.scan(range.clone(), &mut |at, bytes| {
+            window.slide(at.0, bytes);
+            look(memory, &threads, &window, &mut found);
+        });
     }
     found.sort_unstable_by_key(|descriptor| descriptor.at);
     found.dedup_by_key(|descriptor| descriptor.at);
@@ -86,34 +73,46 @@ pub fn find(view: &ProcessView, memory: &(impl ReadMemory + ?Sized), unclaimed: 
     stacks(view, memory, &unclaimed, &proven)
 }
 
-/// Looks for descriptors that begin in `range`; it may be read up to `behind`.
-fn look(
-    memory: &(impl ReadMemory + ?Sized),
-    threads: &[u32],
-    range: Range<u64>,
-    behind: u64,
-    found: &mut Vec<Descriptor>,
-) {
-    let mut bytes = vec![0; usize::try_from(behind.saturating_sub(range.start)).unwrap_or_default()];
-    // A mapping that went away holds no thread any more.
-    if memory.read(Address(range.start), &mut bytes).is_err() {
-        return;
+/// Words that were shown last, with some of those before them: a descriptor may begin in one piece and go on in the
+/// next.
+#[derive(Debug, Default)]
+struct Window {
+    start: u64,
+    words: Vec<u64>,
+}
+
+impl Window {
+    fn slide(&mut self, at: u64, bytes: &[u8]) {
+        let end = self.start.saturating_add(self.words.len() as u64 * 8);
+        let kept = if end == at { self.words.len().min(WORDS - 1) } else { 0 };
+        self.words.drain(..self.words.len() - kept);
+        self.start = at.saturating_sub(kept as u64 * 8);
+        self.words.extend(words_of(bytes));
     }
-    let words = words_of(&bytes);
+}
+
+/// Looks for descriptors whose first words lie in `window`.
+fn look(memory: &(impl ReadMemory + ?Sized), threads: &[u32], window: &Window, found: &mut Vec<Descriptor>) {
     let is_thread = |word: u64| {
         let [a, b, c, d, ..] = word.to_le_bytes();
         let tid = u32::from_le_bytes([a, b, c, d]);
         threads.binary_search(&tid).is_ok().then_some(tid)
     };
-    for (index, at) in (range.start..range.end).step_by(8).enumerate() {
-        let Some(words) = words.get(index..) else { return };
+    let pieces = window.words.windows(3).enumerate();
+    for (at, words) in (window.start..).step_by(8).zip(pieces.map(|(index, _)| window.words.get(index..).unwrap_or_default()))
+    {
         let word = |index: usize| words.get(index).copied();
+        let keep = |words: &[u64]| {
+            let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+            memory.used(Address(at), &bytes);
+        };
         if let Some(tid) = word(2).and_then(is_thread)
             && let (Some(next), Some(before)) = (word(0), word(1))
             && is_pointer(next)
             && is_pointer(before)
             && leads_back(memory, at, (next, 8), (before, 0))
         {
+            keep(words.get(..3).unwrap_or(words));
             found.push(Descriptor { tid, at: begin(memory, at) });
         }
         if word(0) != Some(at) {
@@ -126,6 +125,7 @@ fn look(
                 && is_pointer(before)
                 && leads_back(memory, at, (next, ring as u64 * 8), (before, ring as u64 * 8 + 8))
             {
+                keep(words.get(..=tid_at).unwrap_or(words));
                 found.push(Descriptor { tid, at });
             }
         }

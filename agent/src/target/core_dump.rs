@@ -21,7 +21,7 @@ use thiserror::Error;
 
 use super::{
     elf::{ModuleError, ModuleFile},
-    memory::{ReadMemory, Unreadable},
+    memory::{ReadMemory, Unreadable, read_each},
     node::Libc,
     view::{Viewed, symbols},
 };
@@ -372,6 +372,10 @@ impl ReadMemory for CoreMemory {
             at = at.checked_add(read as u64).ok_or_else(wraps)?;
         }
         Ok(())
+    }
+
+    fn peek_many(&self, ranges: &[(Address, usize)]) -> Vec<Result<Vec<u8>, Unreadable>> {
+        read_each(self, ranges)
     }
 
     fn read_ahead(&self, at: Address, into: &mut [u8]) -> Result<usize, Unreadable> {

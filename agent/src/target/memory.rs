@@ -26,13 +26,19 @@ pub trait ReadMemory {
     /// one, unless `into` is empty. What of it is looked at is told by [`ReadMemory::used`].
     fn read_ahead(&self, at: Address, into: &mut [u8]) -> Result<usize, Unreadable>;
 
-    /// Reads many ranges, in as few calls as possible; the results are in the order of `ranges`.
+    /// Reads many ranges, in as few calls as possible; the results are in the order of `ranges`. What of them is looked
+    /// at is told by [`ReadMemory::used`].
+    fn peek_many(&self, ranges: &[(Address, usize)]) -> Vec<Result<Vec<u8>, Unreadable>>;
+
+    /// Reads many ranges, and looks at all of them.
     fn read_many(&self, ranges: &[(Address, usize)]) -> Vec<Result<Vec<u8>, Unreadable>> {
-        let read = |&(at, length): &(Address, usize)| {
-            let mut bytes = vec![0; length];
-            self.read(at, &mut bytes).map(|()| bytes)
-        };
-        ranges.iter().map(read).collect()
+        let results = self.peek_many(ranges);
+        for ((at, _), result) in ranges.iter().zip(&results) {
+            if let Ok(bytes) = result {
+                self.used(*at, bytes);
+            }
+        }
+        results
     }
 
     /// Shows what can be read of `range`, in pieces by rising address. What is found in them is told by
@@ -45,6 +51,18 @@ pub trait ReadMemory {
     /// them.
     #[inline]
     fn used(&self, _at: Address, _bytes: &[u8]) {}
+}
+
+/// Reads `ranges` one by one.
+pub(crate) fn read_each(
+    memory: &(impl ReadMemory + ?Sized),
+    ranges: &[(Address, usize)],
+) -> Vec<Result<Vec<u8>, Unreadable>> {
+    let read = |&(at, length): &(Address, usize)| {
+        let mut bytes = vec![0; length];
+        memory.read(at, &mut bytes).map(|()| bytes)
+    };
+    ranges.iter().map(read).collect()
 }
 
 /// Reads `range` ahead piece by piece, and passes over the pages that cannot be read.
@@ -101,22 +119,13 @@ pub struct ProcessMemory {
 /// `UIO_MAXIOV`, the most ranges that one call takes.
 const RANGES_PER_CALL: usize = 1024;
 
-/// The most bytes that [`ProcessMemory::read_many`] asks for in one call, unless a single range is longer.
+/// The most bytes that [`ReadMemory::peek_many`] asks for in one call, unless a single range is longer.
 const BYTES_PER_CALL: usize = 4 << 20;
 
 impl ProcessMemory {
     /// The memory of process `pid`. Nothing is opened before the first read.
     pub fn new(pid: Pid) -> Self {
         Self { pid, file: OnceLock::new() }
-    }
-
-    /// Reads many ranges in as few calls as possible; the results are in the order of `ranges`.
-    pub fn read_many(&self, ranges: &[(Address, usize)]) -> Vec<Result<Vec<u8>, Unreadable>> {
-        let mut results = Vec::with_capacity(ranges.len());
-        while let Some(rest) = ranges.get(results.len()..).filter(|rest| !rest.is_empty()) {
-            self.read_batch(batch(rest), &mut results);
-        }
-        results
     }
 
     /// Adds the results of the first ranges, at least one.
@@ -183,9 +192,12 @@ impl ReadMemory for ProcessMemory {
         Err(Unreadable { at, length, cause: cause.into() })
     }
 
-    fn read_many(&self, ranges: &[(Address, usize)]) -> Vec<Result<Vec<u8>, Unreadable>> {
-        // The method of the type itself, which takes precedence over this one.
-        Self::read_many(self, ranges)
+    fn peek_many(&self, ranges: &[(Address, usize)]) -> Vec<Result<Vec<u8>, Unreadable>> {
+        let mut results = Vec::with_capacity(ranges.len());
+        while let Some(rest) = ranges.get(results.len()..).filter(|rest| !rest.is_empty()) {
+            self.read_batch(batch(rest), &mut results);
+        }
+        results
     }
 
     fn read_ahead(&self, at: Address, into: &mut [u8]) -> Result<usize, Unreadable> {
@@ -227,6 +239,10 @@ pub(crate) struct MemoryImage(pub(crate) Vec<(Address, Vec<u8>)>);
 
 #[cfg(test)]
 impl ReadMemory for MemoryImage {
+    fn peek_many(&self, ranges: &[(Address, usize)]) -> Vec<Result<Vec<u8>, Unreadable>> {
+        read_each(self, ranges)
+    }
+
     fn read(&self, at: Address, into: &mut [u8]) -> Result<(), Unreadable> {
         let piece = |(start, bytes): &(Address, Vec<u8>)| {
             let from = usize::try_from(at.0.checked_sub(start.0)?).ok()?;

@@ -9,7 +9,7 @@ use std::{ops::Range, sync::Arc};
 use nix::errno::Errno;
 
 use super::{
-    memory::{ProcessMemory, ReadMemory, Unreadable, scan_in_pieces},
+    memory::{ProcessMemory, ReadMemory, Unreadable, read_each, scan_in_pieces},
     pagemap::{Page, Pagemap},
 };
 use crate::{
@@ -139,6 +139,11 @@ impl ReadMemory for ResidentMemory<'_> {
         let in_page = usize::try_from(self.page_of(at.0).end - at.0).unwrap_or(1).min(into.len());
         self.read_in_page(at, into.split_at_mut(in_page).0)?;
         Ok(in_page)
+    }
+
+    fn peek_many(&self, ranges: &[(Address, usize)]) -> Vec<Result<Vec<u8>, Unreadable>> {
+        let all_known = ranges.iter().all(|(at, length)| self.known(*at, *length) == *length);
+        if all_known { self.memory.peek_many(ranges) } else { read_each(self, ranges) }
     }
 
     /// Pages that are not there have nothing to show.

@@ -202,8 +202,13 @@ impl<'a, M: ReadMemory + ?Sized> Scan<'a, M> {
             if places.is_empty() {
                 return blocks;
             }
-            let headers = self.memory.read_many(&places);
-            let found = places.iter().zip(headers).find_map(|((at, _), bytes)| self.block(at.0, &bytes.ok()?));
+            let headers = self.memory.peek_many(&places);
+            let found = places.iter().zip(headers).find_map(|((at, _), bytes)| {
+                let bytes = bytes.ok()?;
+                let block = self.block(at.0, &bytes)?;
+                self.memory.used(*at, &bytes);
+                Some(block)
+            });
             batch = if found.is_some() { 1 } else { (batch * 2).min(LARGEST_BATCH) };
             from = found.as_ref().map_or(next, |block| block.end);
             blocks.extend(found);
