@@ -1,5 +1,6 @@
 //! What does the VM look like from outside? All knowledge of ERTS' structures and names lives here.
 
+pub mod allocation_type;
 pub mod atom;
 pub mod carrier;
 pub mod code;
