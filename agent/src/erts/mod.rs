@@ -5,3 +5,4 @@ pub mod atom;
 pub mod carrier;
 pub mod code;
 mod executable;
+pub mod mseg;
