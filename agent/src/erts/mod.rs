@@ -5,4 +5,5 @@ pub mod atom;
 pub mod carrier;
 pub mod code;
 mod executable;
+pub mod mmapper;
 pub mod mseg;
