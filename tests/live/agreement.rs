@@ -157,7 +157,10 @@ fn classes_of_memory(view: &View, seen: &Explained) {
     let at_most = |class: &str, added: u64| {
         let (of, told) = (of(class), told(class).expect("a figure"));
         assert!(of <= told + allowance.fixed, "{class}: {of} seen, {told} told");
-        assert!(told - of.min(told) <= added + allowance.fixed, "{class}: {of} seen, {told} told, {added} more at most");
+        assert!(
+            told - of.min(told) <= added + allowance.fixed,
+            "{class}: {of} seen, {told} told, {added} more at most"
+        );
     };
     at_most("ets", 64 << 10);
     at_most("total", told("code").expect("a figure"));

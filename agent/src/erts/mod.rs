@@ -8,3 +8,4 @@ pub mod code;
 mod executable;
 pub mod mmapper;
 pub mod mseg;
+pub mod tag;

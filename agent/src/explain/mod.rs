@@ -55,7 +55,7 @@ pub fn explain<M: ReadMemory + Sync + ?Sized>(view: &ProcessView, memory: &M, ef
         account.complete &= survey.defects.is_empty() && survey.depth > Depth::Counters;
         carriers(survey, view, &mut account, &mut explanation);
         vm.extend(survey.carriers.iter().map(CarrierFound::range).map(|range| (range.start, range.end)));
-        tags::name(survey, view, memory, &mut explanation);
+        tags::name(survey, memory, &mut explanation);
     }
     kept(view, memory, &mut account, &mut vm, &mut explanation);
     explanation.libc = libc(view, memory, &Extents::from(vm), &mut account, &mut explanation.defects);

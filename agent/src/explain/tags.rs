@@ -1,7 +1,6 @@
 //! Who asked for the tagged blocks, and what for?
 //!
-//! A tag holds the atom of the NIF's module or of the driver, or `system`, and the number of the allocation type
-//! (`MAKE_ATAG` in `erl_alloc_util.c`, OTP-25.2.3). What `instrument:allocations/1` answers is counted in the same way.
+//! What `instrument:allocations/1` answers inside the node is counted in the same way.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,22 +9,12 @@ use super::{
     whole,
 };
 use crate::{
-    erts::{
-        alloc::{Depth, Survey, tally::TagTotal},
-        allocation_type::AllocationTypes,
-        atom::AtomTable,
-    },
+    erts::alloc::{Depth, Survey, tally::TagTotal},
     target::memory::ReadMemory,
-    view::ProcessView,
 };
 
 /// Adds the tags of all walked blocks to `explanation`, and which allocators have none.
-pub(super) fn name(
-    survey: &Survey,
-    view: &ProcessView,
-    memory: &(impl ReadMemory + ?Sized),
-    explanation: &mut Explanation,
-) {
+pub(super) fn name(survey: &Survey, memory: &(impl ReadMemory + ?Sized), explanation: &mut Explanation) {
     if survey.depth != Depth::Full {
         return;
     }
@@ -51,24 +40,14 @@ pub(super) fn name(
     if tags.is_empty() {
         return;
     }
-    let types = match AllocationTypes::find(view, memory) {
-        Ok(types) => Some(types),
-        Err(error) => {
-            explanation.defects.push(format!("names of allocation types: {}", whole(&error)));
-            None
-        }
-    };
-    let atoms = match AtomTable::find(view, memory) {
-        Ok(atoms) => Some(atoms),
-        Err(error) => {
-            explanation.defects.push(format!("names of NIFs and drivers: {}", whole(&error)));
-            None
-        }
-    };
+    let Survey { names, .. } = survey;
+    let missing = [
+        names.types.as_ref().err().map(|error| format!("names of allocation types: {}", whole(error))),
+        names.atoms.as_ref().err().map(|error| format!("names of NIFs and drivers: {}", whole(error))),
+    ];
+    explanation.defects.extend(missing.into_iter().flatten());
     let named = tags.into_iter().map(|(tag, TagTotal { blocks, bytes, sizes })| {
-        let decoded = types.as_ref().map(|types| (types, types.decode(tag)));
-        let origin = decoded.as_ref().and_then(|(_, (atom, _))| atoms.as_ref()?.name(*atom, memory));
-        let kind = decoded.and_then(|(types, (_, number))| types.name(number).map(str::to_owned));
+        let (origin, kind) = names.of(tag, memory);
         Tagged { origin, kind, blocks, bytes, sizes }
     });
     explanation.tags = named.collect();

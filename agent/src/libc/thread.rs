@@ -99,7 +99,8 @@ fn look(memory: &(impl ReadMemory + ?Sized), threads: &[u32], window: &Window, f
         threads.binary_search(&tid).is_ok().then_some(tid)
     };
     let pieces = window.words.windows(3).enumerate();
-    for (at, words) in (window.start..).step_by(8).zip(pieces.map(|(index, _)| window.words.get(index..).unwrap_or_default()))
+    for (at, words) in
+        (window.start..).step_by(8).zip(pieces.map(|(index, _)| window.words.get(index..).unwrap_or_default()))
     {
         let word = |index: usize| words.get(index).copied();
         let keep = |words: &[u64]| {

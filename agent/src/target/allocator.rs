@@ -9,7 +9,7 @@ use thiserror::Error;
 use super::{
     elf::{Elf, ElfAddress, FileOffset, ModuleError, ModuleFile, bytes_at, file_offset},
     maps::Maps,
-    memory::ProcessMemory,
+    memory::{ProcessMemory, ReadMemory as _},
     node::Libc,
     process::Target,
 };
@@ -288,7 +288,7 @@ fn describe(object: &Object<'_>, wanted: impl Fn(Function) -> bool) -> Allocator
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::target::{maps, memory::ReadMemory as _};
+    use crate::target::maps;
 
     fn own() -> (Vec<ModuleFile>, ProcessMemory) {
         let maps = maps::parse(&std::fs::read("/proc/self/maps").unwrap()).unwrap();

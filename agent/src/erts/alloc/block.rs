@@ -2,7 +2,7 @@
 //!
 //! A carrier is cut into blocks without gaps. Each begins with a word of size and flags; a free one names its carrier
 //! in the second word and repeats its size in the last; an allocated one says in the upper bits of its header how far
-//! it is from the carrier's begin, and its last word may be an allocation tag (`erl_alloc_util.c`, OTP-25.2.3,
+//! it is from the carrier's begin, and may end with an allocation tag (`erl_alloc_util.c`, OTP-25.2.3,
 //! "Memory layouts"). All of it is checked, block for block: a wrong layout or a race shows after a few blocks.
 
 use std::ops::Range;
@@ -35,6 +35,17 @@ const USED_SIZE: u64 = ((1 << OFFSET_SHIFT) - 1) & !SINGLE;
 const SMALLEST: u64 = 16;
 const WORD: u64 = 8;
 
+/// What is to be known of a VM to walk the blocks of its carriers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Form {
+    /// Bytes before the first block of a multi-block carrier.
+    pub header: u64,
+    /// [`super::layout::Layout::alignment`]
+    pub alignment: Option<u32>,
+    /// [`super::layout::Layout::tag_bytes`]
+    pub tag_bytes: u64,
+}
+
 /// What is done with the blocks of a carrier.
 pub trait BlockSink {
     /// An allocated block. Its range begins with its header.
@@ -63,16 +74,15 @@ pub enum WalkError {
     Unreadable(#[from] Unreadable),
 }
 
-/// Walks the blocks of the multi-block carrier `carrier`, whose first block begins `header` bytes behind its begin, and
-/// returns the end of the last one. `alignment` is [`super::layout::Layout::alignment`].
+/// Walks the blocks of the multi-block carrier `carrier`, and returns the end of the last one.
 pub fn walk<M: ReadMemory + ?Sized>(
     words: &mut Words<'_, M>,
     carrier: &Range<u64>,
-    header: u64,
-    alignment: Option<u32>,
+    form: Form,
     sink: &mut impl BlockSink,
 ) -> Result<u64, WalkError> {
     let Range { start, end } = *carrier;
+    let Form { header, alignment, tag_bytes } = form;
     let mut at = start.saturating_add(header);
     let mut previous_free = false;
     loop {
@@ -109,7 +119,7 @@ pub fn walk<M: ReadMemory + ?Sized>(
             if units > 0 {
                 sink.distance(at, units);
             }
-            let tag = if word & TAGGED == 0 { None } else { Some(words.word(Address(next - WORD))?) };
+            let tag = if word & TAGGED == 0 { None } else { Some(words.word(Address(next - tag_bytes))?) };
             sink.used(at..next, tag);
         }
         if is_last {
@@ -131,6 +141,7 @@ pub(super) fn carrier_of(block: u64, units: u64, alignment: u32) -> Option<u64> 
 pub fn single<M: ReadMemory + ?Sized>(
     words: &mut Words<'_, M>,
     carrier: &Range<u64>,
+    tag_bytes: u64,
 ) -> Result<(Range<u64>, Option<u64>), WalkError> {
     let at = carrier.start.saturating_add(super::layout::CPOOL);
     let wrong = |what| Err(WalkError::Block { at: Address(at), what });
@@ -139,7 +150,7 @@ pub fn single<M: ReadMemory + ?Sized>(
     let Some(end) = at.checked_add(size).filter(|end| size >= SMALLEST && *end <= carrier.end) else {
         return wrong("has an impossible size");
     };
-    let tag = if word & TAGGED == 0 { None } else { Some(words.word(Address(end - WORD))?) };
+    let tag = if word & TAGGED == 0 { None } else { Some(words.word(Address(end - tag_bytes))?) };
     Ok((at..end, tag))
 }
 
@@ -214,7 +225,8 @@ mod tests {
     fn walk_bytes(range: &Range<u64>, bytes: Vec<u8>, alignment: Option<u32>) -> (Result<u64, WalkError>, Sums) {
         let image = MemoryImage(vec![(Address(START), bytes)]);
         let mut sums = Sums::default();
-        (walk(&mut Words::new(&image), range, HEADER, alignment, &mut sums), sums)
+        let form = Form { header: HEADER, alignment, tag_bytes: WORD };
+        (walk(&mut Words::new(&image), range, form, &mut sums), sums)
     }
 
     fn pieces() -> impl Strategy<Value = Vec<Piece>> {
@@ -276,7 +288,7 @@ mod tests {
         put(&mut bytes, 32 + 4000 - 8, 0x1234);
         let check = |bytes: Vec<u8>| {
             let image = MemoryImage(vec![(Address(START), bytes)]);
-            single(&mut Words::new(&image), &(START..START + 4096))
+            single(&mut Words::new(&image), &(START..START + 4096), WORD)
         };
         assert_eq!(check(bytes.clone()).unwrap(), (START + 32..START + 4032, Some(0x1234)));
         put(&mut bytes, 32, 4096 | SINGLE);

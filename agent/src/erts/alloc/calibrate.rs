@@ -11,7 +11,7 @@ use std::{
 use thiserror::Error;
 
 use super::{
-    block::{self, BlockSink},
+    block::{self, BlockSink, Form},
     instance::Instance,
     layout::{
         CARRIER_WORDS, DC_LIST, FLAGS, HEADER_SIZES, Layout, POOL_MARKS, POOL_NEXT, SBC_LIST, SENTINEL, SINGLE_BLOCK,
@@ -22,7 +22,7 @@ use super::{
     statistics,
 };
 use crate::{
-    erts::carrier::CarrierKind,
+    erts::{carrier::CarrierKind, tag::TagNames},
     mapping::Address,
     target::memory::ReadMemory,
     words::{Words, read_block, read_words},
@@ -55,6 +55,7 @@ pub enum CalibrationError {
 pub(super) fn calibrate(
     instances: &[Instance],
     records: usize,
+    names: &TagNames,
     memory: &(impl ReadMemory + ?Sized),
 ) -> Result<Layout, CalibrationError> {
     let name = name_offset(instances, memory).ok_or(CalibrationError::Names)?;
@@ -69,6 +70,7 @@ pub(super) fn calibrate(
         statistics: None,
         pool_statistics: None,
         alignment: None,
+        tag_bytes: 8,
     };
     let carriers = carriers(instances, &layout, memory);
     let sample = Sample::of(&carriers, instances);
@@ -77,6 +79,7 @@ pub(super) fn calibrate(
         .find(|offset| sample.confirms_header(*offset, memory))
         .ok_or(CalibrationError::HeaderSize)?;
     layout.alignment = sample.alignment(layout.header_size, memory);
+    layout.tag_bytes = sample.tag_bytes(&layout, names, memory);
     let walked = sample.walk(&layout, memory);
     if let Some((types, offset)) = carrier_counters(&walked, records, memory) {
         (layout.types, layout.carrier_blocks) = (types, Some(offset));
@@ -210,7 +213,8 @@ impl<'a> Sample<'a> {
         let mut words = Words::new(memory);
         let walked = self.carriers.iter().filter(|carrier| {
             let Some(header) = self.header(carrier, offset) else { return false };
-            block::walk(&mut words, &range(carrier), header, None, &mut Distances::default()).is_ok()
+            let form = Form { header, alignment: None, tag_bytes: 8 };
+            block::walk(&mut words, &range(carrier), form, &mut Distances::default()).is_ok()
         });
         most(walked.count(), self.carriers.len())
     }
@@ -222,7 +226,8 @@ impl<'a> Sample<'a> {
         for carrier in &self.carriers {
             let Some(header) = self.header(carrier, header_size) else { continue };
             let mut distances = Distances::default();
-            if block::walk(&mut words, &range(carrier), header, None, &mut distances).is_ok() {
+            let form = Form { header, alignment: None, tag_bytes: 8 };
+            if block::walk(&mut words, &range(carrier), form, &mut distances).is_ok() {
                 told.extend(distances.0.into_iter().map(|(block, units)| (block, units, carrier.address.0)));
             }
         }
@@ -234,14 +239,35 @@ impl<'a> Sample<'a> {
         })
     }
 
+    /// Where the tags are: as many of them as possible are to name a type and an atom that there are. What stands in the
+    /// wrong place, a term or the block's content, does not do so in all blocks.
+    fn tag_bytes(&self, layout: &Layout, names: &TagNames, memory: &(impl ReadMemory + ?Sized)) -> u64 {
+        let mut tagged = TaggedEnds::default();
+        let mut words = Words::new(memory);
+        for carrier in &self.carriers {
+            let Some(instance) = self.instances.get(carrier.owner) else { continue };
+            // What was seen of a carrier that changed under way is as good.
+            drop(block::walk(&mut words, &range(carrier), layout.form(instance), &mut tagged));
+        }
+        if tagged.0.is_empty() {
+            return 8;
+        }
+        let mut valid = |bytes: u64| {
+            let tags = tagged.0.iter().filter_map(|end| words.word(Address(end.checked_sub(bytes)?)).ok());
+            tags.filter(|tag| matches!(names.of(*tag, memory), (Some(_), Some(_)))).count()
+        };
+        // Of a few blocks of one process, the terms may look like tags as well; never the other way round.
+        [8, 16].into_iter().map(|bytes| (valid(bytes), bytes)).max().map_or(8, |(_, bytes)| bytes)
+    }
+
     /// The carriers of the sample with the blocks that were counted in them.
     fn walk(&self, layout: &Layout, memory: &(impl ReadMemory + ?Sized)) -> Vec<(&Listed, u64, Count)> {
         let mut words = Words::new(memory);
         let mut walk = |carrier: &&'a Listed| {
-            let header = layout.header_of(self.instances.get(carrier.owner)?);
+            let form = layout.form(self.instances.get(carrier.owner)?);
             let mut count = Count::default();
-            block::walk(&mut words, &range(carrier), header, layout.alignment, &mut count).ok()?;
-            Some((*carrier, header, count))
+            block::walk(&mut words, &range(carrier), form, &mut count).ok()?;
+            Some((*carrier, form.header, count))
         };
         self.carriers.iter().filter_map(&mut walk).collect()
     }
@@ -259,6 +285,19 @@ impl BlockSink for Distances {
             self.0.push((block, units));
         }
     }
+}
+
+/// Ends of tagged blocks, some of all carriers.
+#[derive(Default)]
+struct TaggedEnds(Vec<u64>);
+
+impl BlockSink for TaggedEnds {
+    fn used(&mut self, block: Range<u64>, tag: Option<u64>) {
+        if tag.is_some() && self.0.len() < 512 {
+            self.0.push(block.end);
+        }
+    }
+    fn free(&mut self, _: Range<u64>) {}
 }
 
 #[derive(Clone, Copy, Debug, Default)]

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::instance::Instance;
+use super::{block::Form, instance::Instance};
 
 /// Low bits of sizes and pointers that are flags: `ERTS_ALC_ALIGN_BYTES - 1` is 7 on 64-bit Linux.
 pub(super) const FLAGS: u64 = 7;
@@ -53,6 +53,9 @@ pub struct Layout {
     /// Logarithm of the size to which carriers are aligned (`ERTS_SUPER_ALIGN_BITS`). `None`: no block lies far
     /// enough behind the begin of its carrier to tell.
     pub alignment: Option<u32>,
+    /// Bytes from an allocation tag to the end of its block: a word, and since OTP 27 two, since a term follows
+    /// (`alcu_atag_t` in `erl_alloc_util.c`, OTP-25.2.3 and OTP-27.3.4.1).
+    pub tag_bytes: u64,
 }
 
 impl Layout {
@@ -60,6 +63,12 @@ impl Layout {
     /// for the blocks of each type.
     pub(super) fn statistics_bytes(&self) -> usize {
         statistics_bytes(self.types)
+    }
+
+    /// What the walk through the carriers of `instance` needs.
+    pub(super) fn form(&self, instance: &Instance) -> Form {
+        let Self { alignment, tag_bytes, .. } = *self;
+        Form { header: self.header_of(instance), alignment, tag_bytes }
     }
 
     /// Bytes before the first block of the multi-block carriers of `instance`; 0 where that is not known yet.

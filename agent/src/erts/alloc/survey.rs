@@ -20,7 +20,7 @@ use super::{
     tally::{Counter, Tally},
 };
 use crate::{
-    erts::carrier::CarrierKind,
+    erts::{carrier::CarrierKind, tag::TagNames},
     target::memory::{ReadMemory, Unreadable},
     view::ProcessView,
     words::Words,
@@ -55,12 +55,14 @@ pub struct Effort<'a> {
 }
 
 /// What the allocators hold.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Survey {
     /// How they were found.
     pub located: Located,
     /// Where the fields of their structures are.
     pub layout: Layout,
+    /// The names in allocation tags.
+    pub names: TagNames,
     /// The instances, as the indices in the carriers mean them.
     pub instances: Vec<Surveyed>,
     /// The carriers, by rising address.
@@ -139,7 +141,8 @@ pub fn survey<M: ReadMemory + Sync + ?Sized>(
     effort: &Effort<'_>,
 ) -> Result<Survey, SurveyError> {
     let located = locate(view, memory)?;
-    let layout = calibrated(&located, memory)?;
+    let names = TagNames::find(view, memory);
+    let layout = calibrated(&located, &names, memory)?;
     let mut defects = Vec::new();
     let instances = copies(&located, memory)?;
     let asked = if (effort.is_over)() { Depth::Counters } else { effort.depth };
@@ -171,17 +174,17 @@ pub fn survey<M: ReadMemory + Sync + ?Sized>(
         memory: copy,
     };
     let instances = instances.into_iter().map(surveyed).collect();
-    Ok(Survey { asked: effort.depth, located, instances, carriers, depth, not_walked, gone, defects, layout })
+    Ok(Survey { names, asked: effort.depth, located, instances, carriers, depth, not_walked, gone, defects, layout })
 }
 
 fn copies<M: ReadMemory + ?Sized>(located: &Located, memory: &M) -> Result<Vec<Instance>, Unreadable> {
     located.instances.iter().map(|at| Instance::read(*at, memory)).collect()
 }
 
-fn calibrated<M: ReadMemory + ?Sized>(located: &Located, memory: &M) -> Result<Layout, SurveyError> {
+fn calibrated<M: ReadMemory + ?Sized>(located: &Located, names: &TagNames, memory: &M) -> Result<Layout, SurveyError> {
     let mut error = CalibrationError::Lists;
     for _ in 0..TRIES {
-        match calibrate(&copies(located, memory)?, located.records, memory) {
+        match calibrate(&copies(located, memory)?, located.records, names, memory) {
             Ok(layout) => return Ok(layout),
             Err(cause) => error = cause,
         }
@@ -383,7 +386,7 @@ impl<M: ReadMemory + Sync + ?Sized> Walk<'_, M> {
         let lazily_freed = view.lazily_freed.as_ref();
         let mut counter = Counter { tally: Tally::default(), resident: &view.resident, lazily_freed };
         if carrier.kind == CarrierKind::SingleBlock {
-            let (block, tag) = block::single(words, &range)?;
+            let (block, tag) = block::single(words, &range, self.layout.tag_bytes)?;
             let behind = block.end..range.end;
             counter.used(block, tag);
             // What lies behind the block is no block, and can serve no other request.
@@ -391,8 +394,7 @@ impl<M: ReadMemory + Sync + ?Sized> Walk<'_, M> {
             counter.tally.resident_free_bytes = view.resident.bytes_in(&behind);
             return Ok((counter.tally, range.end));
         }
-        let header = self.layout.header_of(owner);
-        let end = block::walk(words, &range, header, self.layout.alignment, &mut counter)?;
+        let end = block::walk(words, &range, self.layout.form(owner), &mut counter)?;
         Ok((counter.tally, end))
     }
 
