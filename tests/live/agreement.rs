@@ -49,6 +49,17 @@ pub(crate) fn assert_agreement(view: &View, seen: &Explained) {
     tables_by_recon(view, seen);
 }
 
+/// Whether the node had as many carriers when it was stopped as when it looked, and had asked for no other memory.
+pub(crate) fn is_of_the_same_moment(view: &View, seen: &Explained) -> bool {
+    let told = |prefix: &str, ending: &str| {
+        let figures = view.below(prefix).filter(|(name, _)| name.ends_with(ending));
+        figures.map(|(_, figure)| parsed::<u64>(figure)).sum::<u64>()
+    };
+    let calls = seen.list("/recon/cache_hit_rates").iter().map(|rates| number(rates, "/calls")).sum::<u64>();
+    told("allocator ", " carriers") == seen.sum("counters", "carriers")
+        && told("recon cache_hit_rates ", " calls") == calls
+}
+
 fn counters_are_the_vms_own(view: &View, seen: &Explained) {
     let allowance = Allowance::of(view);
     let name = |allocator: &Value| {
@@ -162,7 +173,7 @@ fn classes_of_memory(view: &View, seen: &Explained) {
             "{class}: {of} seen, {told} told, {added} more at most"
         );
     };
-    at_most("ets", 64 << 10);
+    at_most("ets", 256 << 10);
     at_most("total", told("code").expect("a figure"));
     at_most("processes", told("processes").expect("a figure"));
 }
@@ -217,7 +228,8 @@ fn tables_by_recon(view: &View, seen: &Explained) {
         if told == "infinity" {
             assert!(found.is_null(), "{name}: {found}");
         } else {
-            assert_near_share(found, parsed(told), 1e-6, name);
+            let told: f64 = parsed(told);
+            assert_near_share(found, told, told * (TOLERANCE + 16.0 / blocks_of(view, allocator).max(1) as f64), name);
         }
     }
     for (name, told) in view.below("recon average_block_sizes current ") {

@@ -24,7 +24,7 @@ lines(Stage, All) ->
     ++ lists:append([fragmentation(Stage, Allocator) || Allocator <- Allocators])
     ++ average_block_sizes(Stage, Allocators)
     ++ [[sbcs_to_mbcs, Stage, Type, Instance, ratio(Sbcs, Mbcs)]
-        || {Type, Instance, {{Mbcs, _, _, _}, {Sbcs, _, _, _}}} <- Allocators].
+        || {Type, Instance, {{_, _, Mbcs, _}, {_, _, Sbcs, _}}} <- Allocators].
 
 %% Of calls that ask for a segment, those that the cache answered.
 cache_hit_rates(Mseg) ->

@@ -24,6 +24,10 @@ const GAP: u64 = 64;
 /// Frames of a huge page on `x86_64` and arm64 with pages of 4 KiB.
 const HUGE_FRAMES: u64 = 512;
 
+/// Bytes that malloc takes from the kernel and not from what it keeps at hand (`DEFAULT_MMAP_THRESHOLD_MAX` is 32 MiB
+/// in glibc), and no multiple of a huge page.
+const MAPPED_ALONE: usize = (33 << 20) + (512 << 10);
+
 /// `/proc/PID/pagemap` of a process.
 #[derive(Debug)]
 pub(super) struct Pagemap {
@@ -128,26 +132,26 @@ impl Pagemap {
 
 impl Zeros {
     /// The frames behind fresh memory of our own that was read and never written.
+    ///
+    /// The end of a mapping lies in no huge page, and its middle does where the kernel makes huge pages unasked.
     fn find(page: u64) -> Self {
-        let frame_of = |bytes: usize| {
-            // From mmap, as it is larger than what libc keeps at hand.
-            let fresh = vec![0_u8; bytes];
-            let middle = fresh.get(bytes / 2)?;
-            hint::black_box(*middle);
-            let address = std::ptr::from_ref(middle).addr() as u64;
+        let fresh = vec![0_u8; MAPPED_ALONE];
+        let frame_at = |index: usize| {
+            let byte = fresh.get(index)?;
+            hint::black_box(*byte);
+            let address = std::ptr::from_ref(byte).addr() as u64;
             let mut entry = [0; ENTRY];
             let file = File::open("/proc/self/pagemap").ok()?;
             file.read_exact_at(&mut entry, address / page * ENTRY as u64).ok()?;
             match PageInfo::parse_info(u64::from_ne_bytes(entry)) {
-                // An exclusive page is one that libc had at hand after all.
                 PageInfo::MemoryPage(flags) if !flags.contains(MemoryPageFlags::MMAP_EXCLUSIVE) => {
                     Some(flags.get_page_frame_number().0).filter(|frame| *frame != 0)
                 }
                 _ => None,
             }
         };
-        let small = frame_of(512 << 10);
-        let huge = frame_of(8 << 20).filter(|frame| Some(*frame) != small);
+        let small = frame_at(MAPPED_ALONE - 1);
+        let huge = frame_at(MAPPED_ALONE / 2).filter(|frame| Some(*frame) != small);
         let huge = huge.map(|frame| frame / HUGE_FRAMES * HUGE_FRAMES..(frame / HUGE_FRAMES + 1) * HUGE_FRAMES);
         Self { small, huge }
     }
@@ -195,7 +199,7 @@ mod tests {
         let pagemap = Pagemap::open("/proc/self").unwrap();
         let page = usize::try_from(pagemap.page).unwrap();
         // Three pages of a fresh mapping: written, only read, not touched.
-        let mut fresh = vec![0_u8; 64 * page];
+        let mut fresh = vec![0_u8; MAPPED_ALONE];
         fresh[32 * page] = 1;
         hint::black_box(fresh[40 * page]);
         let at = |index: usize| pagemap.at(fresh.as_ptr().addr() as u64 + (index * page) as u64).unwrap();

@@ -136,7 +136,7 @@ pub enum MsegDefect {
         /// Where it is.
         at: Address,
     },
-    /// A cached segment is not mapped, or not as segments are. It is missing in its instance.
+    /// A cached segment is mapped, and not as segments are. It is missing in its instance.
     #[error("mseg allocator {index} caches {length} bytes at {at} that are no segment")]
     Segment {
         /// Number of the instance.
@@ -228,7 +228,7 @@ impl Mseg {
             }
             if let Some(Parsed { mut instance, nodes }) = form.parse(at, index, &words) {
                 for Range { start, end } in nodes {
-                    if is_mapped(view, start..end) {
+                    if can_be_cached(view, &(start..end)) {
                         instance.cached.push(start..end);
                     } else {
                         let length = end - start;
@@ -292,14 +292,9 @@ fn is_private_memory(memory: &MappedMemory) -> bool {
     permissions.read && permissions.write && !permissions.shared && fresh
 }
 
-/// Whether all of `range` is private memory.
-fn is_mapped(view: &ProcessView, range: Range<u64>) -> bool {
-    let mut at = range.start;
-    while at < range.end {
-        match view.mapping_at(Address(at)).filter(|memory| is_private_memory(memory)) {
-            Some(memory) => at = memory.mapping.end.0,
-            None => return false,
-        }
-    }
-    true
+/// Whether `range` is private memory, as far as it is mapped: a segment may be younger than the view of the mappings.
+fn can_be_cached(view: &ProcessView, range: &Range<u64>) -> bool {
+    let first = view.mappings.partition_point(|memory| memory.mapping.end.0 <= range.start);
+    let touched = view.mappings.get(first..).unwrap_or_default().iter();
+    touched.take_while(|memory| memory.mapping.start.0 < range.end).all(is_private_memory)
 }

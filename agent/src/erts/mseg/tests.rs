@@ -118,7 +118,8 @@ fn leaves_out_what_is_no_segment() {
     image
         .instance(0, &[(0, SEGMENTS, 0x3000), (0, SEGMENTS + 0x2000, 0x3000), (0, HEAP + (16 << 20) - 0x1000, 0x2000)]);
     let mseg = image.find().unwrap();
-    assert_eq!((mseg.instances[0].cached.len(), mseg.defects.len()), (0, 3), "{:?}", mseg.defects);
+    // What is not mapped any more, or not yet, is none of the first two, which share bytes.
+    assert_eq!((mseg.instances[0].cached.len(), mseg.defects.len()), (1, 2), "{:?}", mseg.defects);
 }
 
 #[test]
@@ -147,7 +148,7 @@ proptest! {
         if let Ok(mseg) = image.find() {
             for instance in mseg.instances {
                 prop_assert!(instance.cached.len() <= 30);
-                prop_assert!(instance.cached.iter().all(|range| range.start < range.end && range.start >= HEAP));
+                prop_assert!(instance.cached.iter().all(|range| range.start < range.end));
             }
         }
     }

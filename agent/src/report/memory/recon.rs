@@ -74,7 +74,7 @@ pub struct SbcsToMbcs {
 pub struct CacheHitRate {
     /// Instance.
     pub instance: u32,
-    /// Requests that the cache served, of all; 1 where there were none.
+    /// Requests that the cache served, of all; 0 where there were none.
     pub hit_rate: f64,
     /// Requests that it served.
     pub hits: u64,
@@ -117,7 +117,7 @@ pub fn fragmentation(instances: &[InstanceFacts], window: Window) -> Vec<Fragmen
         .filter(|facts| counts(&facts.allocator))
         .filter_map(|facts| {
             let counters = facts.counters.as_ref()?;
-            let multi = [Some(&counters.mbcs), window.pool(counters)];
+            let multi = window.multi(counters);
             let sum = |figure: fn(&Counted) -> Extremes| {
                 multi.iter().flatten().map(|kind| window.of(figure(kind))).fold(0, u64::saturating_add)
             };
@@ -150,9 +150,11 @@ pub fn average_block_sizes(instances: &[InstanceFacts], window: Window) -> BTree
     struct Sums([(u64, u64); 2]);
     let add = |sums: &mut Sums, facts: &InstanceFacts| {
         let Some(counters) = &facts.counters else { return };
-        for (sum, kind) in sums.0.iter_mut().zip([&counters.mbcs, &counters.sbcs]) {
-            sum.0 = sum.0.saturating_add(window.of(kind.all_block_bytes()));
-            sum.1 = sum.1.saturating_add(window.of(kind.all_blocks()));
+        for (sum, kinds) in sums.0.iter_mut().zip([&window.multi(counters)[..], &[Some(&counters.sbcs)]]) {
+            for kind in kinds.iter().flatten() {
+                sum.0 = sum.0.saturating_add(window.of(kind.all_block_bytes()));
+                sum.1 = sum.1.saturating_add(window.of(kind.all_blocks()));
+            }
         }
     };
     let sums = crate::explain::by_allocator::<Sums>(instances, add);
@@ -170,7 +172,8 @@ pub fn sbcs_to_mbcs(instances: &[InstanceFacts], window: Window) -> Vec<SbcsToMb
     let row = |facts: &InstanceFacts| {
         let counters = facts.counters.as_ref()?;
         let blocks = |kind: &Counted| window.of(kind.all_blocks());
-        let (single, multi) = (blocks(&counters.sbcs), blocks(&counters.mbcs));
+        let multi = window.multi(counters).into_iter().flatten().map(blocks).fold(0, u64::saturating_add);
+        let single = blocks(&counters.sbcs);
         let ratio = if single == 0 { Some(0.0) } else { ratio(single, multi) };
         Some(SbcsToMbcs { allocator: facts.allocator.clone(), instance: facts.instance, ratio })
     };
@@ -181,7 +184,7 @@ pub fn sbcs_to_mbcs(instances: &[InstanceFacts], window: Window) -> Vec<SbcsToMb
 pub fn cache_hit_rates(mseg: &[MsegFacts]) -> Vec<CacheHitRate> {
     let row = |facts: &MsegFacts| CacheHitRate {
         instance: facts.instance,
-        hit_rate: ratio(facts.cache_hits, facts.calls).unwrap_or(1.0),
+        hit_rate: ratio(facts.cache_hits, facts.calls).unwrap_or(0.0),
         hits: facts.cache_hits,
         calls: facts.calls,
     };
@@ -239,6 +242,11 @@ impl Window {
     /// The pool's counters: the VM keeps no maximum of them.
     fn pool(self, counters: &Counters) -> Option<&Counted> {
         counters.pool.as_ref().filter(|_| self == Self::Current)
+    }
+
+    /// Multi-block carriers, those in the pool included.
+    fn multi(self, counters: &Counters) -> [Option<&Counted>; 2] {
+        [Some(&counters.mbcs), self.pool(counters)]
     }
 
     fn of(self, figure: Extremes) -> u64 {
