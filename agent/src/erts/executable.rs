@@ -78,14 +78,30 @@ impl Variables {
 ///
 /// It may be the end of a longer text: linkers merge them.
 pub(super) fn find_text(view: &ProcessView, memory: &(impl ReadMemory + ?Sized), text: &str) -> (Vec<Address>, u64) {
-    let Bytes { runs, unread } = read(files_of(view).map(range), memory);
     let mut pattern = text.as_bytes().to_vec();
     pattern.push(0);
-    let found = runs.iter().flat_map(|(start, bytes)| {
-        let windows = (*start..).zip(bytes.windows(pattern.len()));
-        windows.filter(|(_, window)| *window == pattern.as_slice()).map(|(at, _)| Address(at))
-    });
-    (found.collect(), unread)
+    let mut found = Vec::new();
+    let mut unread = 0_u64;
+    for range in files_of(view).map(range) {
+        let mut seen = 0_u64;
+        // What was shown last, with the end of what was shown before it.
+        let (mut start, mut shown) = (range.start, Vec::new());
+        memory.scan(range.clone(), &mut |at, bytes| {
+            seen = seen.saturating_add(bytes.len() as u64);
+            let end = start.saturating_add(shown.len() as u64);
+            let kept = if end == at.0 { shown.len().min(pattern.len() - 1) } else { 0 };
+            shown.drain(..shown.len() - kept);
+            shown.extend_from_slice(bytes);
+            start = at.0.saturating_sub(kept as u64);
+            let windows = (start..).zip(shown.windows(pattern.len()));
+            for (at, _) in windows.filter(|(_, window)| *window == pattern.as_slice()) {
+                memory.used(Address(at), &pattern);
+                found.push(Address(at));
+            }
+        });
+        unread = unread.saturating_add((range.end - range.start).saturating_sub(seen));
+    }
+    (found, unread)
 }
 
 /// Whether `address` lies in the executable's code.

@@ -146,15 +146,24 @@ impl ReadMemory for ResidentMemory<'_> {
         if all_known { self.memory.peek_many(ranges) } else { read_each(self, ranges) }
     }
 
-    /// Pages that are not there have nothing to show.
+    /// Fresh pages that are not there have nothing to show; of a file, its content has.
     fn scan(&self, range: Range<u64>, visit: &mut dyn FnMut(Address, &[u8])) {
-        match &self.view.resident {
-            Residency::Pages(pages) => {
-                for part in pages.parts_in(range) {
+        let Residency::Pages(pages) = &self.view.resident else {
+            return scan_in_pieces(self.memory, range, visit);
+        };
+        let first = self.view.mappings.partition_point(|memory| memory.mapping.end.0 <= range.start);
+        let mappings = self.view.mappings.get(first..).unwrap_or_default().iter().map(|memory| &memory.mapping);
+        for mapping in mappings.take_while(|mapping| mapping.start.0 < range.end) {
+            let part = mapping.start.0.max(range.start)..mapping.end.0.min(range.end);
+            let is_known =
+                matches!(&mapping.backing, Backing::File(path) if self.files.iter().any(|(name, _)| name == path));
+            if is_known {
+                scan_in_pieces(self, part, visit);
+            } else {
+                for part in pages.parts_in(part) {
                     scan_in_pieces(self.memory, part, visit);
                 }
             }
-            Residency::Mappings(_) => scan_in_pieces(self.memory, range, visit),
         }
     }
 }
