@@ -5,6 +5,8 @@
 
 #[path = "hermetic/errors.rs"]
 mod errors;
+#[path = "hermetic/images.rs"]
+mod images;
 #[path = "hermetic/renderings.rs"]
 mod renderings;
 #[path = "hermetic/sample.rs"]

@@ -110,6 +110,9 @@ pub struct ExplainArgs {
     /// How the report is written
     #[command(flatten)]
     pub writing: Writing,
+    /// Replace files where they exist
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// How deep to look into the VM's allocators.
@@ -141,9 +144,6 @@ pub struct Writing {
     /// Write to a file and not to standard output
     #[arg(long, short, value_name = "FILE")]
     pub output: Option<PathBuf>,
-    /// Replace files where they exist
-    #[arg(long)]
-    pub force: bool,
 }
 
 /// Arguments of `record`.
@@ -190,6 +190,9 @@ pub struct ReportArgs {
     /// How the report is written
     #[command(flatten)]
     pub writing: Writing,
+    /// Replace the file where it exists
+    #[arg(long, requires = "output")]
+    pub force: bool,
 }
 
 /// Forms of a report.

@@ -30,7 +30,7 @@ fn no_recording() {
         at,
         &["flamegraph", ".", "-o", "a.svg"],
         1,
-        "error: cannot read .: the recording cannot be read: Is a directory (os error 21)",
+        "error: cannot read .: the file cannot be read: Is a directory (os error 21)",
     );
     assert!(!at.join("a.svg").exists());
 }

@@ -12,7 +12,7 @@ fn check(arguments: &[&str], expected: &str) {
 #[test]
 fn help() {
     check(&["--help"], "help.txt");
-    for command in ["ps", "doctor", "record", "report", "flamegraph"] {
+    for command in ["ps", "doctor", "explain", "record", "report", "flamegraph"] {
         check(&[command, "--help"], &format!("help-{command}.txt"));
     }
 }

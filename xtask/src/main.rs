@@ -4,6 +4,7 @@
 mod bench;
 mod demo;
 mod fixtures;
+mod images;
 mod matrix;
 mod node;
 mod probe;
@@ -30,6 +31,12 @@ enum Task {
     Demo,
     /// Compile the Erlang and C fixtures of `tests/nodes` into `target/nodes`.
     Fixtures,
+    /// Record the memory images of `tests/hermetic/images` anew, of this machine's own Erlang and of other releases.
+    Images {
+        /// The suites of Debian whose Erlang is taken, beside this machine's own.
+        #[arg(value_enum, default_values_t = [Suite::Bullseye, Suite::Trixie, Suite::Sid])]
+        suites: Vec<Suite>,
+    },
     /// Run the live tests of `explain` on other OTP releases, each in a root of a Debian suite; needs root.
     ///
     /// Roots are made by mmdebstrap in `target/roots` and kept; remove one to have it made anew. The table is also
@@ -60,6 +67,7 @@ fn main() -> ExitCode {
         Task::Bench => bench::run(&project),
         Task::Demo => demo::run(&project),
         Task::Fixtures => fixtures::run(&project),
+        Task::Images { suites } => images::run(&project, &suites),
         Task::Matrix { full, suites } => matrix::run(&project, &suites, full),
         Task::Test => test::run(&project),
         Task::Tidy => tidy::run(&project),

@@ -26,7 +26,18 @@ const START: Duration = Duration::from_mins(1);
 impl Node {
     /// Starts a node with the compiled fixtures in `code`, and returns when it is up.
     pub(crate) fn start(code: &Path, arguments: &[&str]) -> Result<Self> {
-        let mut child = Command::new("erl")
+        Self::spawn(&mut Command::new("erl"), code, arguments)
+    }
+
+    /// The same with the Erlang in `root`, where the fixtures are at `code`. It sees `root` at `/mnt`, so that what is
+    /// kept of it does not say where `root` is.
+    pub(crate) fn start_in(root: &Path, code: &Path, arguments: &[&str]) -> Result<Self> {
+        let enter = r#"mount --bind "$0" /mnt && exec chroot /mnt erl "$@""#;
+        Self::spawn(Command::new("unshare").args(["--mount", "sh", "-c", enter]).arg(root), code, arguments)
+    }
+
+    fn spawn(erl: &mut Command, code: &Path, arguments: &[&str]) -> Result<Self> {
+        let mut child = erl
             .args(["-noshell", "-pa"])
             .arg(code)
             .args(["-s", "node_control"])

@@ -26,9 +26,9 @@ use crate::{
 const ELF: &[u8] = b"\x7fELF";
 
 pub(super) fn run(args: &ExplainArgs, common: Common) -> anyhow::Result<()> {
-    let ExplainArgs { target, writing, save_image, .. } = args;
+    let ExplainArgs { target, writing, save_image, force, .. } = args;
     // A bad path must be known before the node is looked at.
-    let image = save_image.as_deref().map(|path| Output::create(path, writing.force)).transpose()?;
+    let image = save_image.as_deref().map(|path| Output::create(path, *force)).transpose()?;
     let begin = Instant::now();
     let file = target.as_deref().filter(|target| is_file(target)).map(Path::new);
     let explanation = match (file, image) {
@@ -55,7 +55,7 @@ pub(super) fn run(args: &ExplainArgs, common: Common) -> anyhow::Result<()> {
             text::render(&explanation, options)
         }
     };
-    writing.write(&rendered, common)
+    writing.write(&rendered, *force, common)
 }
 
 /// A file is meant, and not a node: a number is a pid, whatever lies in the folder.

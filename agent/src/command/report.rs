@@ -13,7 +13,7 @@ use crate::{
 };
 
 pub(super) fn run(args: &ReportArgs, common: Common) -> anyhow::Result<()> {
-    let ReportArgs { file, writing } = args;
+    let ReportArgs { file, writing, force } = args;
     let recording = read(file)?;
     let report = Report::new(&recording);
     let rendered = match writing.format {
@@ -23,7 +23,7 @@ pub(super) fn run(args: &ReportArgs, common: Common) -> anyhow::Result<()> {
             text::render(&report, text::Options { top: writing.top.unwrap_or(defaults.top), units: writing.units() })
         }
     };
-    writing.write(&rendered, common)
+    writing.write(&rendered, *force, common)
 }
 
 /// Reads the recording at `path`.
@@ -38,12 +38,12 @@ impl Writing {
     }
 
     /// Writes the report to where it was asked for.
-    pub(super) fn write(&self, rendered: &str, common: Common) -> anyhow::Result<()> {
+    pub(super) fn write(&self, rendered: &str, force: bool, common: Common) -> anyhow::Result<()> {
         match &self.output {
             None => output::print(rendered, common.color.into()),
             Some(path) => {
                 let plain = output::plain(rendered);
-                Output::create(path, self.force)?.commit(|out| Ok(out.write_all(plain.as_bytes())?))
+                Output::create(path, force)?.commit(|out| Ok(out.write_all(plain.as_bytes())?))
             }
         }
     }

@@ -188,6 +188,8 @@ impl<'a> Account<'a> {
                 None => self.leave(range, &what(mapping)),
             }
         }
+        // Pages that were seen after the mappings were, or before.
+        self.leave(0..u64::MAX, "no mapping");
         self.finish(counted_twice)
     }
 

@@ -72,6 +72,15 @@ impl SavedMemory {
         last.length += behind.len();
     }
 
+    /// Puts other bytes into the place of some, each by its index among all. For tests of what reads hostile memory.
+    pub fn damage(&mut self, changes: impl IntoIterator<Item = (usize, u8)>) {
+        for (at, byte) in changes {
+            if let Some(place) = self.bytes.get_mut(at) {
+                *place = byte;
+            }
+        }
+    }
+
     /// Bytes that are kept.
     pub fn length(&self) -> usize {
         self.bytes.len()

@@ -19,7 +19,7 @@ use crate::{
     setup::{self, Job},
 };
 use outcome::{Cell, Outcome, Row};
-pub(crate) use release::Suite;
+pub(crate) use release::{FIXTURES, Suite, bring_up, host};
 
 /// The tests that a release has to pass: those of `tests/live/explain.rs`.
 const TESTS: &str = "explain::";
@@ -30,12 +30,11 @@ pub(crate) fn run(project: &Project, suites: &[Suite], full: bool) -> Result<()>
     setup::ensure(Job::Matrix)?;
     fixtures::build(project, &fixtures::ALLOCATORS, &project.target.join("nodes"))?;
     let tests = tests(project)?;
-    let mut rows = vec![row("this machine", release::host().context("this machine's Erlang"), |()| {
-        cells(project, &tests, None, full)
-    })?];
+    let mut rows =
+        vec![row("this machine", host().context("this machine's Erlang"), |()| cells(project, &tests, None, full))?];
     for suite in suites {
         eprintln!("==> {}", suite.name());
-        let root = release::bring_up(project, *suite);
+        let root = bring_up(project, *suite);
         rows.push(row(suite.name(), root, |root| cells(project, &tests, Some(&root), full))?);
     }
     print!("{}", outcome::table(&rows));

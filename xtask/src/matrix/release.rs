@@ -36,15 +36,18 @@ impl Suite {
     }
 }
 
+/// Where the compiled fixtures are in a root.
+pub(crate) const FIXTURES: &str = "/nodes";
+
 const SAY_RELEASE: [&str; 3] = ["-noshell", "-eval", "io:put_chars(erlang:system_info(otp_release)), halt()."];
 
 /// The release of the machine's own Erlang.
-pub(super) fn host() -> Result<(String, ())> {
+pub(crate) fn host() -> Result<(String, ())> {
     Ok((run(Command::new("erl").args(SAY_RELEASE))?, ()))
 }
 
 /// The release of this suite, and its root with the compiled fixtures where the tests look for them.
-pub(super) fn bring_up(project: &Project, suite: Suite) -> Result<(String, PathBuf)> {
+pub(crate) fn bring_up(project: &Project, suite: Suite) -> Result<(String, PathBuf)> {
     let root = root::make(project, suite.name())?;
     let otp = run(Command::new("chroot").arg(&root).arg("erl").args(SAY_RELEASE))?;
     compile(project, &root)?;
@@ -54,14 +57,14 @@ pub(super) fn bring_up(project: &Project, suite: Suite) -> Result<(String, PathB
 
 /// By the compiler of that release: a newer one's code may not load.
 fn compile(project: &Project, root: &Path) -> Result<()> {
-    let folder = root.join("nodes");
+    let folder = root.join(FIXTURES.trim_start_matches('/'));
     fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     for name in ALLOCATORS.modules() {
         let source = format!("{name}.erl");
         let original = project.root.join("tests/nodes").join(&source);
         fs::copy(&original, folder.join(&source)).with_context(|| format!("cannot copy {}", original.display()))?;
-        let inside = format!("/nodes/{source}");
-        run(Command::new("chroot").arg(root).args(["erlc", "-Wall", "-Werror", "-o", "/nodes", &inside]))?;
+        let inside = format!("{FIXTURES}/{source}");
+        run(Command::new("chroot").arg(root).args(["erlc", "-Wall", "-Werror", "-o", FIXTURES, &inside]))?;
     }
     Ok(())
 }
