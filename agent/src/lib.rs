@@ -34,6 +34,7 @@ pub mod output;
 pub mod recorder;
 pub mod recording;
 pub mod report;
+pub mod retry;
 pub mod sampling;
 pub mod stack;
 pub mod stored;

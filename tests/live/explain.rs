@@ -1,29 +1,33 @@
 //! Does `beamscope explain` see in the memory of a node what the node itself says, and leave it as it was?
 
 use crate::{
-    agent::proc_file,
+    agent::{proc_file, tool},
     agreement::{assert_agreement, is_of_the_same_moment},
     explained::{Explained, KINDS, number},
-    view::{Frozen, Viewed},
+    view::{Frozen, View, Viewed},
 };
 
 /// Compares beamscope's figures with those of a node in `state`.
 fn check(state: &str, arguments: &[&str]) {
     let mut node = Viewed::at_rest(state, arguments);
-    let mut compare = || node.compare(|pid| (Explained::process(pid), rss(pid)));
-    let mut compared = compare();
-    // Between its own look and the stop, a node may still ask for a carrier or give one back.
-    for _ in 0..3 {
-        if is_of_the_same_moment(&compared.0, &compared.1.0) {
-            break;
-        }
-        compared = compare();
-    }
-    let (view, (seen, rss)) = compared;
+    let (view, (seen, rss)) = at_one_moment(&mut node, |pid| (Explained::process(pid), rss(pid)), |(seen, _)| seen);
     assert_agreement(&view, &seen);
     // Of file mappings, the kernel may drop pages at any time.
     let apart = seen.number("/rss/total").abs_diff(rss);
     assert!(apart <= 65536, "RSS: {} seen, {rss} by the kernel", seen.number("/rss/total"));
+}
+
+/// What the node says of itself, and what `look` returns while it is stopped. Between its own look and the stop, a node
+/// may still ask for a carrier or give one back; then both look again, a few times.
+fn at_one_moment<T>(node: &mut Viewed, look: impl Fn(u32) -> T, seen: impl Fn(&T) -> &Explained) -> (View, T) {
+    let mut compared = node.compare(&look);
+    for _ in 0..3 {
+        if is_of_the_same_moment(&compared.0, seen(&compared.1)) {
+            break;
+        }
+        compared = node.compare(&look);
+    }
+    compared
 }
 
 #[test]
@@ -142,33 +146,41 @@ fn a_stopped_node_is_left_as_it_was() {
     drop(frozen);
 }
 
-/// A node that were stopped while its carriers are walked would be late by the whole walk. The allowance is for a
-/// machine whose processors beamscope and the node have to share.
-#[test]
-fn a_running_node_is_not_held_up() {
-    const ALLOWED_US: u64 = 50_000;
-    let mut node = Viewed::at_rest("mixed 5", &[]);
-    let pid = node.pid();
-    let ticker = node.subject();
-    ticker.figure("ticker", "max_us");
-    for round in 1..=5 {
-        Explained::process(pid);
-        let late = ticker.figure("ticker", "max_us");
-        assert!(late <= ALLOWED_US, "snapshot {round}: a tick of 5 ms took {late} us");
-    }
-}
-
-/// An image is all that a report needs: no process, no environment.
 #[test]
 fn an_image_gives_the_same_report() {
     let folder = tempfile::tempdir().expect("a folder");
     let image = folder.path().join("node.image");
     let mut node = Viewed::at_rest("small", &[]);
-    let (view, seen) = node.compare(|pid| Explained::saving(pid, &image));
+    let (view, seen) = at_one_moment(&mut node, |pid| Explained::saving(pid, &image), |seen| seen);
     assert_agreement(&view, &seen);
     node.subject().kill();
     let again = Explained::image(&image);
     assert_eq!(again.0, seen.0, "the report of the image");
+}
+
+#[test]
+fn a_core_dump_shows_the_same_memory() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut node = Viewed::at_rest("small", &[]);
+    let dump = |pid: u32| {
+        let prefix = folder.path().join("core");
+        tool("gcore", &["-o", &prefix.to_string_lossy(), &pid.to_string()]);
+        Explained::image(&folder.path().join(format!("core.{pid}")))
+    };
+    let (_, (seen, dumped)) = node.compare(|pid| (Explained::process(pid), dump(pid)));
+    node.subject().kill();
+    for (one, other) in seen.allocators().iter().zip(dumped.allocators()) {
+        for figure in ["allocator", "instance", "counters", "walked", "free_bytes", "largest_free_block"] {
+            assert_eq!(one[figure], other[figure], "{figure} of {}", one["allocator"]);
+        }
+    }
+    for figure in ["tags", "mseg", "recon", "super_carriers", "threads"] {
+        assert_eq!(seen.0[figure], dumped.0[figure], "{figure}");
+    }
+    for figure in ["arenas", "system_bytes", "in_use_bytes", "free_bytes", "mmapped_bytes"] {
+        assert_eq!(seen.0["libc"][figure], dumped.0["libc"][figure], "{figure}");
+    }
+    assert_eq!(dumped.list("/defects").len(), 1, "it is said what a dump does not hold: {}", dumped.0["defects"]);
 }
 
 /// Figures at the node's side that no other test compares: who asked for the blocks.

@@ -9,7 +9,7 @@ use std::ops::Range;
 use thiserror::Error;
 
 use super::executable::{Variables, is_code};
-use crate::{mapping::Address, target::memory::ReadMemory, view::ProcessView};
+use crate::{mapping::Address, retry::times, target::memory::ReadMemory, view::ProcessView};
 
 /// The names of the two, where the executable exports them (up to OTP 27.3.4.1).
 const SYMBOLS: [(MapperKind, &str); 2] =
@@ -25,7 +25,7 @@ const DESCRIPTORS: usize = 5 + 3;
 /// Words of the sizes.
 const SIZES: usize = 5;
 /// A living VM changes sizes one after the other.
-const ATTEMPTS: usize = 3;
+const TRIES: usize = 8;
 /// The smallest page.
 const PAGE: u64 = 4096;
 
@@ -82,14 +82,7 @@ pub enum MapperError {
 
 /// The super carriers of a VM, by kind.
 pub fn find(view: &ProcessView, memory: &(impl ReadMemory + ?Sized)) -> Result<Vec<SuperCarrier>, MapperError> {
-    let mut result = look(view, memory);
-    for _ in 1..ATTEMPTS {
-        if result.is_ok() {
-            break;
-        }
-        result = look(view, memory);
-    }
-    result
+    times(TRIES, || look(view, memory))
 }
 
 fn look(view: &ProcessView, memory: &(impl ReadMemory + ?Sized)) -> Result<Vec<SuperCarrier>, MapperError> {

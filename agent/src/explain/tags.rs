@@ -36,16 +36,18 @@ pub(super) fn name(survey: &Survey, memory: &(impl ReadMemory + ?Sized), explana
             sum.sizes.merge(&total.sizes);
         }
     }
-    explanation.untagged = untagged.difference(&tagged).map(|name| (*name).to_owned()).collect();
-    if tags.is_empty() {
-        return;
-    }
     let Survey { names, .. } = survey;
     let missing = [
         names.types.as_ref().err().map(|error| format!("names of allocation types: {}", whole(error))),
         names.atoms.as_ref().err().map(|error| format!("names of NIFs and drivers: {}", whole(error))),
     ];
-    explanation.defects.extend(missing.into_iter().flatten());
+    let mut missing = missing.into_iter().flatten().peekable();
+    if missing.peek().is_some() {
+        // Without names it is not known where a tag is, and so not whether a block has one.
+        explanation.defects.extend(missing);
+        return;
+    }
+    explanation.untagged = untagged.difference(&tagged).map(|name| (*name).to_owned()).collect();
     let named = tags.into_iter().map(|(tag, TagTotal { blocks, bytes, sizes })| {
         let (origin, kind) = names.of(tag, memory);
         Tagged { origin, kind, blocks, bytes, sizes }

@@ -18,7 +18,8 @@ pub(super) fn node_facts(node: &Node) -> String {
     let libc = node.libc.as_ref().map(|libc| format!(", {libc}")).unwrap_or_default();
     let container = node.container.as_ref().map(|id| format!(", container {id}")).unwrap_or_default();
     let Node { pid, arch, kernel, .. } = node;
-    label::clean(&format!("pid {pid}, {otp}{erts}, {emulator}, {arch}{libc}, Linux {kernel}{container}"))
+    let kernel = if kernel.is_empty() { String::new() } else { format!(", Linux {kernel}") };
+    label::clean(&format!("pid {pid}, {otp}{erts}, {emulator}, {arch}{libc}{kernel}{container}"))
 }
 
 pub(super) fn interval_facts(interval: &Interval, beamscope: &str) -> String {

@@ -283,6 +283,20 @@ impl CoreMemory {
                 backing,
             });
         }
+        // What was only read of a file may have no segment at all.
+        let covered: Extents = self.segments.iter().map(|segment| segment.whole.clone()).collect();
+        for file in mapped.iter().filter(|file| covered.bytes_in(&file.range) == 0) {
+            let path = file.path.strip_suffix(" (deleted)").unwrap_or(&file.path);
+            let is_file = path.starts_with('/') && !path.starts_with("/memfd:");
+            mappings.push(Mapping {
+                start: Address(file.range.start),
+                end: Address(file.range.end),
+                file_offset: file.offset,
+                permissions: Permissions { read: true, ..Permissions::default() },
+                backing: if is_file { Backing::File(path.to_owned()) } else { Backing::Memory(path.to_owned()) },
+            });
+        }
+        mappings.sort_by_key(|mapping| mapping.start);
         mappings
     }
 

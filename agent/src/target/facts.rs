@@ -68,7 +68,9 @@ pub(super) fn of_executable(beam: &ModuleFile) -> Node {
     let symbol = |name| text_symbol(elf.as_ref()?, name);
     let erts_version = symbol("etp_erts_version").or_else(|| node::erts_version(&beam.path));
     let otp_release = symbol("etp_otp_release").or_else(|| node::otp_release(erts_version.as_deref()?));
-    Node { otp_release, erts_version, ..Node::default() }
+    let compiling = elf.as_ref().and_then(is_compiling);
+    let emulator = compiling.map(|compiling| if compiling { Emulator::Jit } else { Emulator::Emu });
+    Node { otp_release, erts_version, emulator, ..Node::default() }
 }
 
 /// What the command line and the environment say, and where the node's files are.
@@ -175,8 +177,13 @@ fn symbol<'data>(elf: &Elf<'data>, name: &str) -> Option<&'data [u8]> {
 
 fn emulator(elf: Option<&Elf<'_>>, maps: &Maps) -> Emulator {
     // `etp_beamasm` is an `int` of the emulator since OTP 24; where it is hidden, code made at run time gives it away.
-    let constant = elf.and_then(|elf| symbol(elf, "etp_beamasm")).map(|bytes| bytes.iter().any(|&byte| byte != 0));
+    let constant = elf.and_then(is_compiling);
     if constant.unwrap_or_else(|| maps.mappings.iter().any(Mapping::is_jit)) { Emulator::Jit } else { Emulator::Emu }
+}
+
+/// Whether an emulator compiles Erlang code, by what it says itself.
+fn is_compiling(elf: &Elf<'_>) -> Option<bool> {
+    symbol(elf, "etp_beamasm").map(|bytes| bytes.iter().any(|&byte| byte != 0))
 }
 
 /// The machine that a file is made for, by its name in Rust.

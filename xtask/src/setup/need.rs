@@ -44,7 +44,7 @@ impl Job {
             Self::Demo | Self::Bench => &[ERL, NIF_HEADER, GCC],
             Self::Fixtures => &[ERL, NIF_HEADER, GCC, GXX],
             Self::Matrix => &[ERL],
-            Self::Test => &[ERL, NIF_HEADER, CRYPTO, TOOLS, RUNTIME_TOOLS, GCC, GXX, MAKE, MUSL_GCC, JEMALLOC],
+            Self::Test => &[ERL, NIF_HEADER, CRYPTO, TOOLS, RUNTIME_TOOLS, GCC, GXX, MAKE, MUSL_GCC, JEMALLOC, GDB],
         }
     }
 }
@@ -133,6 +133,11 @@ const MUSL_GCC: Need = Need {
     packages: Packages { debian: "musl-tools", fedora: "musl-gcc", arch: "musl", alpine: "musl-dev", suse: "musl" },
 };
 
+const GDB: Need = Need {
+    what: "a tool that dumps the core of a process (gcore)",
+    presence: Presence::Command("gcore"),
+    packages: Packages { fedora: "gdb gdb-headless", ..Packages::everywhere("gdb") },
+};
 const JEMALLOC: Need = Need {
     what: "jemalloc as a shared library",
     presence: Presence::Library("libjemalloc.so.2"),

@@ -43,7 +43,7 @@ pub struct Form {
     /// [`super::layout::Layout::alignment`]
     pub alignment: Option<u32>,
     /// [`super::layout::Layout::tag_bytes`]
-    pub tag_bytes: u64,
+    pub tag_bytes: Option<u64>,
 }
 
 /// What is done with the blocks of a carrier.
@@ -119,8 +119,7 @@ pub fn walk<M: ReadMemory + ?Sized>(
             if units > 0 {
                 sink.distance(at, units);
             }
-            let tag = if word & TAGGED == 0 { None } else { Some(words.word(Address(next - tag_bytes))?) };
-            sink.used(at..next, tag);
+            sink.used(at..next, tag(words, word, next, tag_bytes)?);
         }
         if is_last {
             // What is left is too small for a block.
@@ -141,7 +140,7 @@ pub(super) fn carrier_of(block: u64, units: u64, alignment: u32) -> Option<u64> 
 pub fn single<M: ReadMemory + ?Sized>(
     words: &mut Words<'_, M>,
     carrier: &Range<u64>,
-    tag_bytes: u64,
+    tag_bytes: Option<u64>,
 ) -> Result<(Range<u64>, Option<u64>), WalkError> {
     let at = carrier.start.saturating_add(super::layout::CPOOL);
     let wrong = |what| Err(WalkError::Block { at: Address(at), what });
@@ -150,8 +149,20 @@ pub fn single<M: ReadMemory + ?Sized>(
     let Some(end) = at.checked_add(size).filter(|end| size >= SMALLEST && *end <= carrier.end) else {
         return wrong("has an impossible size");
     };
-    let tag = if word & TAGGED == 0 { None } else { Some(words.word(Address(end - tag_bytes))?) };
-    Ok((at..end, tag))
+    Ok((at..end, tag(words, word, end, tag_bytes)?))
+}
+
+/// The tag of a block that ends at `end`, if its header says that there is one.
+fn tag<M: ReadMemory + ?Sized>(
+    words: &mut Words<'_, M>,
+    header: u64,
+    end: u64,
+    tag_bytes: Option<u64>,
+) -> Result<Option<u64>, WalkError> {
+    match tag_bytes {
+        Some(bytes) if header & TAGGED != 0 => Ok(Some(words.word(Address(end - bytes))?)),
+        _ => Ok(None),
+    }
 }
 
 /// Size of the block of a single-block carrier, by the block's header.
@@ -225,7 +236,7 @@ mod tests {
     fn walk_bytes(range: &Range<u64>, bytes: Vec<u8>, alignment: Option<u32>) -> (Result<u64, WalkError>, Sums) {
         let image = MemoryImage(vec![(Address(START), bytes)]);
         let mut sums = Sums::default();
-        let form = Form { header: HEADER, alignment, tag_bytes: WORD };
+        let form = Form { header: HEADER, alignment, tag_bytes: Some(WORD) };
         (walk(&mut Words::new(&image), range, form, &mut sums), sums)
     }
 
@@ -288,7 +299,7 @@ mod tests {
         put(&mut bytes, 32 + 4000 - 8, 0x1234);
         let check = |bytes: Vec<u8>| {
             let image = MemoryImage(vec![(Address(START), bytes)]);
-            single(&mut Words::new(&image), &(START..START + 4096), WORD)
+            single(&mut Words::new(&image), &(START..START + 4096), Some(WORD))
         };
         assert_eq!(check(bytes.clone()).unwrap(), (START + 32..START + 4032, Some(0x1234)));
         put(&mut bytes, 32, 4096 | SINGLE);

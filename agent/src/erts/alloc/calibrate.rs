@@ -70,7 +70,7 @@ pub(super) fn calibrate(
         statistics: None,
         pool_statistics: None,
         alignment: None,
-        tag_bytes: 8,
+        tag_bytes: Some(8),
     };
     let carriers = carriers(instances, &layout, memory);
     let sample = Sample::of(&carriers, instances);
@@ -213,7 +213,7 @@ impl<'a> Sample<'a> {
         let mut words = Words::new(memory);
         let walked = self.carriers.iter().filter(|carrier| {
             let Some(header) = self.header(carrier, offset) else { return false };
-            let form = Form { header, alignment: None, tag_bytes: 8 };
+            let form = Form { header, alignment: None, tag_bytes: None };
             block::walk(&mut words, &range(carrier), form, &mut Distances::default()).is_ok()
         });
         most(walked.count(), self.carriers.len())
@@ -226,7 +226,7 @@ impl<'a> Sample<'a> {
         for carrier in &self.carriers {
             let Some(header) = self.header(carrier, header_size) else { continue };
             let mut distances = Distances::default();
-            let form = Form { header, alignment: None, tag_bytes: 8 };
+            let form = Form { header, alignment: None, tag_bytes: None };
             if block::walk(&mut words, &range(carrier), form, &mut distances).is_ok() {
                 told.extend(distances.0.into_iter().map(|(block, units)| (block, units, carrier.address.0)));
             }
@@ -241,7 +241,7 @@ impl<'a> Sample<'a> {
 
     /// Where the tags are: as many of them as possible are to name a type and an atom that there are. What stands in the
     /// wrong place, a term or the block's content, does not do so in all blocks.
-    fn tag_bytes(&self, layout: &Layout, names: &TagNames, memory: &(impl ReadMemory + ?Sized)) -> u64 {
+    fn tag_bytes(&self, layout: &Layout, names: &TagNames, memory: &(impl ReadMemory + ?Sized)) -> Option<u64> {
         let mut tagged = TaggedEnds::default();
         let mut words = Words::new(memory);
         for carrier in &self.carriers {
@@ -249,15 +249,17 @@ impl<'a> Sample<'a> {
             // What was seen of a carrier that changed under way is as good.
             drop(block::walk(&mut words, &range(carrier), layout.form(instance), &mut tagged));
         }
-        if tagged.0.is_empty() {
-            return 8;
-        }
         let mut valid = |bytes: u64| {
             let tags = tagged.0.iter().filter_map(|end| words.word(Address(end.checked_sub(bytes)?)).ok());
             tags.filter(|tag| matches!(names.of(*tag, memory), (Some(_), Some(_)))).count()
         };
         // Of a few blocks of one process, the terms may look like tags as well; never the other way round.
-        [8, 16].into_iter().map(|bytes| (valid(bytes), bytes)).max().map_or(8, |(_, bytes)| bytes)
+        [8, 16]
+            .into_iter()
+            .map(|bytes| (valid(bytes), bytes))
+            .filter(|(valid, _)| *valid > 0)
+            .max()
+            .map(|(_, bytes)| bytes)
     }
 
     /// The carriers of the sample with the blocks that were counted in them.

@@ -55,7 +55,8 @@ pub struct Layout {
     pub alignment: Option<u32>,
     /// Bytes from an allocation tag to the end of its block: a word, and since OTP 27 two, since a term follows
     /// (`alcu_atag_t` in `erl_alloc_util.c`, OTP-25.2.3 and OTP-27.3.4.1).
-    pub tag_bytes: u64,
+    /// `None`: no tag was seen that names a type and an atom, and then none is read.
+    pub tag_bytes: Option<u64>,
 }
 
 impl Layout {

@@ -21,13 +21,14 @@ use super::{
 };
 use crate::{
     erts::{carrier::CarrierKind, tag::TagNames},
+    retry::{again, times},
     target::memory::{ReadMemory, Unreadable},
     view::ProcessView,
     words::Words,
 };
 
-/// Tries of what a running node may change under way.
-const TRIES: usize = 6;
+/// Tries of a long walk, during which a running node may change something.
+const TRIES: usize = 12;
 /// Carriers that could not be walked and are named one by one.
 const FAILURES_TOLD: usize = 8;
 
@@ -182,14 +183,7 @@ fn copies<M: ReadMemory + ?Sized>(located: &Located, memory: &M) -> Result<Vec<I
 }
 
 fn calibrated<M: ReadMemory + ?Sized>(located: &Located, names: &TagNames, memory: &M) -> Result<Layout, SurveyError> {
-    let mut error = CalibrationError::Lists;
-    for _ in 0..TRIES {
-        match calibrate(&copies(located, memory)?, located.records, names, memory) {
-            Ok(layout) => return Ok(layout),
-            Err(cause) => error = cause,
-        }
-    }
-    Err(error.into())
+    again(|| Ok(calibrate(&copies(located, memory)?, located.records, names, memory)?))
 }
 
 /// The instances and all of their carriers, by rising address.
@@ -240,16 +234,6 @@ fn listed<M: ReadMemory + ?Sized>(
         }
         tries += 1;
     }
-}
-
-/// Tries again what a running node may spoil.
-fn again<T, E>(mut attempt: impl FnMut() -> Result<T, E>) -> Result<T, E> {
-    for _ in 1..TRIES {
-        if let Ok(value) = attempt() {
-            return Ok(value);
-        }
-    }
-    attempt()
 }
 
 /// Two carriers never share memory: where they seem to, the second one is what is left of an older one.
@@ -363,15 +347,21 @@ impl<M: ReadMemory + Sync + ?Sized> Walk<'_, M> {
 
     fn one(&self, words: &mut Words<'_, M>, carrier: &Listed) -> Outcome {
         let Some(owner) = self.instances.get(carrier.owner) else { return Outcome::Gone };
-        let mut tries = 1;
-        loop {
+        let mut gone = false;
+        let walked = times(TRIES, || {
             words.forget();
-            match self.attempt(words, carrier, owner) {
-                Ok((tally, end)) => return Outcome::Walked { tally, end },
-                Err(_) if !self.is_still(carrier) => return Outcome::Gone,
-                Err(error) if tries == TRIES => return Outcome::Failed(error),
-                Err(_) => tries += 1,
+            if gone {
+                return Ok(None);
             }
+            let attempt = self.attempt(words, carrier, owner);
+            gone = attempt.is_err() && !self.is_still(carrier);
+            attempt.map(Some)
+        });
+        match walked {
+            Ok(Some((tally, end))) => Outcome::Walked { tally, end },
+            Ok(None) => Outcome::Gone,
+            Err(_) if gone => Outcome::Gone,
+            Err(error) => Outcome::Failed(error),
         }
     }
 

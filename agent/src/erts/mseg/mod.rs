@@ -16,6 +16,7 @@ use self::instance::{Form, LARGEST, Parsed};
 use super::executable::Variables;
 use crate::{
     mapping::{Address, Backing},
+    retry::again,
     target::memory::{ReadMemory, Unreadable},
     view::{MappedMemory, ProcessView},
     words::{read_block, read_words},
@@ -25,8 +26,6 @@ use crate::{
 const CACHE_LINE: u64 = 64;
 /// `ERTS_MAX_NO_OF_SCHEDULERS` is 1024; normal and dirty ones, and the global instance.
 const MOST_INSTANCES: u32 = 4096;
-/// A living VM changes its lists while they are read.
-const ATTEMPTS: usize = 3;
 /// A page that cannot be read is at least this long.
 const PAGE: u64 = 4096;
 
@@ -178,7 +177,7 @@ fn first_instance(at: Address, memory: &(impl ReadMemory + ?Sized)) -> Option<(A
         let one_end = forms.windows(2).all(|pair| matches!(pair, [a, b] if a.counters_at() == b.counters_at()));
         (!forms.is_empty() && one_end).then_some((at, forms))
     };
-    (0..ATTEMPTS).find_map(|_| attempt())
+    again(|| attempt().ok_or(())).ok()
 }
 
 fn walk(first: Address, forms: &[Form], view: &ProcessView, memory: &(impl ReadMemory + ?Sized)) -> Mseg {
@@ -202,6 +201,14 @@ fn walk(first: Address, forms: &[Form], view: &ProcessView, memory: &(impl ReadM
     mseg
 }
 
+/// What stands where an instance may be.
+enum Looked {
+    At(Parsed),
+    /// No instance: the array has ended.
+    Behind,
+    Unreadable(Unreadable),
+}
+
 impl Mseg {
     /// Adds the instance at `at`. False: it is the end of the array.
     fn take(
@@ -215,18 +222,25 @@ impl Mseg {
         if !is_private(view, at) {
             return false;
         }
-        for _ in 0..ATTEMPTS {
+        // A contradiction may be gone with the next look; an end of the array and an unreadable page are not.
+        let looked = again(|| {
             let words = match read_instance(at, memory) {
                 Ok(words) => words,
-                Err(cause) => {
-                    self.defects.push(MsegDefect::Unreadable { index, cause });
-                    return false;
-                }
+                Err(cause) => return Ok(Looked::Unreadable(cause)),
             };
             if !form.resembles(index, &words) {
+                return Ok(Looked::Behind);
+            }
+            form.parse(at, index, &words).map(Looked::At).ok_or(())
+        });
+        match looked {
+            Ok(Looked::Unreadable(cause)) => {
+                self.defects.push(MsegDefect::Unreadable { index, cause });
                 return false;
             }
-            if let Some(Parsed { mut instance, nodes }) = form.parse(at, index, &words) {
+            Ok(Looked::Behind) => return false,
+            Err(()) => self.defects.push(MsegDefect::Implausible { index, at }),
+            Ok(Looked::At(Parsed { mut instance, nodes })) => {
                 for Range { start, end } in nodes {
                     if can_be_cached(view, &(start..end)) {
                         instance.cached.push(start..end);
@@ -236,10 +250,8 @@ impl Mseg {
                     }
                 }
                 self.instances.push(instance);
-                return true;
             }
         }
-        self.defects.push(MsegDefect::Implausible { index, at });
         true
     }
 

@@ -158,6 +158,9 @@ impl Text<'_, '_> {
         }
         let shown = tags.len().min(self.options.top);
         self.page.heading(&format!("Who asked the VM for tagged blocks{}", of(shown, tags.len())))?;
+        if tags.is_empty() && untagged.is_empty() {
+            return self.page.wrapped("", "", "Not known: the tables of their names were not found.");
+        }
         if tags.is_empty() {
             return self.page.wrapped(
                 "",
