@@ -26,7 +26,7 @@
 %%
 %% and their order has no meaning.
 -module(allocators).
--export([idle/0, ets/1, binary/1, processes/1, large/1, mixed/1, small/0, churn/1]).
+-export([idle/0, ets/1, blocks/1, binary/1, processes/1, large/1, mixed/1, small/0, churn/1]).
 -export([settle/0, look/0, tell/1, view/1, instrument/1]).
 
 %% The full size of each state; `mixed` counts in percent of it.
@@ -41,10 +41,20 @@ idle() -> ok.
 ets(Rows) ->
     hold(fun() ->
         Table = ets:new(rows, [public, set]),
-        each(1, Rows, fun(I) -> ets:insert(Table, {I, I * 3, <<"abc">>, a}) end),
+        fill(Table, Rows),
         each(1, Rows, fun(I) -> I rem 10 =:= 0 orelse ets:delete(Table, I) end),
         Table
     end).
+
+%% A table of `Count` rows, all of which stay: a block of about 100 bytes each, and few besides.
+blocks(Count) ->
+    hold(fun() ->
+        Table = ets:new(rows, [public, set]),
+        fill(Table, Count),
+        Table
+    end).
+
+fill(Table, Rows) -> each(1, Rows, fun(I) -> ets:insert(Table, {I, I * 3, <<"abc">>, a}) end).
 
 %% `Count` binaries of 100 to 5,099 bytes, of which every fifth is left.
 binary(Count) ->

@@ -45,7 +45,7 @@ pub(crate) const DEMO: Set = Set {
 /// The benchmark's.
 pub(crate) const BENCH: Set = Set {
     libraries: &[Library { name: "bench", language: Language::C }, Library { name: "leaky", language: Language::C }],
-    modules: &["node_control", "bench", "leaky"],
+    modules: &["node_control", "bench", "leaky", "allocators", "allocator_recon"],
 };
 
 /// What brings the allocators of a node into a known state: needs no C compiler.

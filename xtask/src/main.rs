@@ -14,9 +14,9 @@ mod test;
 mod tidy;
 mod watched;
 
-use std::process::ExitCode;
+use std::{ffi::OsString, process::ExitCode};
 
-use clap::Parser;
+use clap::{Parser, builder::PossibleValuesParser};
 
 use matrix::Suite;
 use project::Project;
@@ -25,8 +25,19 @@ use project::Project;
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 enum Task {
-    /// Measure what a malloc and free pair costs a node: bare, under beamscope, under its peers.
-    Bench,
+    /// Measure what beamscope costs a node: a malloc and free pair, bare, under beamscope and under its peers; a stall; a
+    /// look.
+    Bench {
+        /// Run this part alone; its figures go into a file of its own, `target/bench/PART.json`.
+        #[arg(long, value_name = "PART", value_parser = PossibleValuesParser::new(bench::parts()))]
+        only: Option<String>,
+    },
+    /// Run one program and print what it cost; for `bench`, which runs it in a process of its own.
+    #[command(hide = true)]
+    Cost {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        command: Vec<OsString>,
+    },
     /// Start a small leaky Erlang node, record it, and show the report and the flame graph.
     Demo,
     /// Compile the Erlang and C fixtures of `tests/nodes` into `target/nodes`.
@@ -64,7 +75,8 @@ enum Task {
 fn main() -> ExitCode {
     let task = Task::parse();
     let result = Project::find().and_then(|project| match task {
-        Task::Bench => bench::run(&project),
+        Task::Bench { only } => bench::run(&project, only.as_deref()),
+        Task::Cost { command } => bench::cost(&command),
         Task::Demo => demo::run(&project),
         Task::Fixtures => fixtures::run(&project),
         Task::Images { suites } => images::run(&project, &suites),

@@ -1,15 +1,21 @@
 //! What does a malloc and free pair cost a node: alone, under beamscope, and under its peers? And what else does
-//! beamscope do to it: does it stall, does it pay where it calls no malloc, does it recover from a kill?
+//! beamscope do to it: does it stall, does it pay where it calls no malloc, does it recover from a kill, and
+//! what is a look at all of a node's memory?
 
+mod beside;
 mod condition;
+mod copy;
+mod cost;
+mod explain;
 mod kill;
 mod load;
+mod look;
 mod spread;
 mod stall;
 mod table;
 mod without_malloc;
 
-use std::{collections::BTreeMap, fs, time::Duration};
+use std::{collections::BTreeMap, ffi::OsString, fs, iter, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Map, Value, json};
@@ -42,17 +48,68 @@ struct Section {
 type Measurement = fn(&Project) -> Result<Section>;
 
 /// What there is beside the table, by its key in the JSON.
-const SECTIONS: [(&str, Measurement); 3] =
-    [("without_malloc", without_malloc::measure), ("stall", stall::measure), ("after_kill", kill::measure)];
+const SECTIONS: [(&str, Measurement); 4] = [
+    ("without_malloc", without_malloc::measure),
+    ("stall", stall::measure),
+    ("after_kill", kill::measure),
+    ("explain", explain::measure),
+];
 
-/// Prints the table and the sections, and leaves the numbers in `target/bench/bench.json`.
-pub(crate) fn run(project: &Project) -> Result<()> {
+/// The table, by its key in the JSON.
+const TABLE: &str = "conditions";
+
+/// What can be run alone.
+pub(crate) fn parts() -> impl Iterator<Item = &'static str> {
+    iter::once(TABLE).chain(SECTIONS.map(|(key, _)| key))
+}
+
+/// The hidden task that [`cost::of`] starts.
+pub(crate) fn cost(command: &[OsString]) -> Result<()> {
+    cost::run(command)
+}
+
+/// Prints the table and the sections, and leaves the numbers in `target/bench/bench.json`; where only one of them is
+/// asked for, in a file of that name.
+pub(crate) fn run(project: &Project, only: Option<&str>) -> Result<()> {
     setup::ensure(Job::Bench)?;
     let shell = project.shell()?;
     cmd!(shell, "cargo build --release --locked --package beamscope").quiet().run()?;
     let folder = project.target.join("bench");
     fixtures::build(project, &fixtures::BENCH, &folder)?;
 
+    let is_asked = |key: &str| only.is_none_or(|only| only == key);
+    let mut report = Map::from_iter([
+        ("schema".to_owned(), json!("beamscope.bench/1")),
+        ("beamscope_command".to_owned(), json!(condition::COMMAND)),
+    ]);
+    let mut missing = Vec::new();
+    if is_asked(TABLE) {
+        let (table, is_measured) = conditions(project);
+        print!("{}", table.text());
+        report.insert(TABLE.to_owned(), table.json());
+        if !is_measured {
+            missing.push(TABLE);
+        }
+    }
+    for (key, measure) in SECTIONS.into_iter().filter(|(key, _)| is_asked(key)) {
+        let Section { text, json } = measure(project).unwrap_or_else(|error| {
+            missing.push(key);
+            let reason = format!("{error:#}");
+            Section { text: format!("not run: {key}: {reason}\n"), json: json!({ "not_run": reason }) }
+        });
+        print!("\n{text}");
+        report.insert(key.to_owned(), json);
+    }
+    let path = folder.join(only.unwrap_or("bench")).with_extension("json");
+    fs::write(&path, serde_json::to_string_pretty(&report)? + "\n")
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    println!("{}", path.display());
+    ensure!(missing.is_empty(), "beamscope itself was not measured for: {}", missing.join(", "));
+    Ok(())
+}
+
+/// All rounds of all conditions, and whether beamscope was measured.
+fn conditions(project: &Project) -> (Table, bool) {
     let mut refusals = BTreeMap::new();
     for condition in Condition::ALL {
         if let Err(reason) = condition.prepare() {
@@ -79,30 +136,7 @@ pub(crate) fn run(project: &Project) -> Result<()> {
             }
         }
     }
-    let table = Table::new(&measures, &refusals);
-    print!("{}", table.text());
-    let mut report = Map::from_iter([
-        ("schema".to_owned(), json!("beamscope.bench/1")),
-        ("beamscope_command".to_owned(), json!(condition::COMMAND)),
-        ("conditions".to_owned(), table.json()),
-    ]);
-    let mut missing: Vec<&str> =
-        refusals.contains_key(&Condition::Beamscope).then_some("conditions").into_iter().collect();
-    for (key, measure) in SECTIONS {
-        let Section { text, json } = measure(project).unwrap_or_else(|error| {
-            missing.push(key);
-            let reason = format!("{error:#}");
-            Section { text: format!("not run: {key}: {reason}\n"), json: json!({ "not_run": reason }) }
-        });
-        print!("\n{text}");
-        report.insert(key.to_owned(), json);
-    }
-    let path = folder.join("bench.json");
-    fs::write(&path, serde_json::to_string_pretty(&report)? + "\n")
-        .with_context(|| format!("cannot write {}", path.display()))?;
-    println!("{}", path.display());
-    ensure!(missing.is_empty(), "beamscope itself was not measured for: {}", missing.join(", "));
-    Ok(())
+    (Table::new(&measures, &refusals), !refusals.contains_key(&Condition::Beamscope))
 }
 
 /// All loads on one fresh node under one condition.

@@ -77,7 +77,7 @@ fn measure_round(project: &Project, node: &mut Node) -> Result<Round> {
 }
 
 /// Since it was asked last, in milliseconds.
-fn largest_gap(node: &mut Node) -> Result<f64> {
+pub(super) fn largest_gap(node: &mut Node) -> Result<f64> {
     let answer = node.ask("ticker", PATIENCE)?;
     parse(&answer).with_context(|| format!("the node's ticker says {answer:?}"))
 }
