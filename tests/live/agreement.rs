@@ -49,7 +49,8 @@ pub(crate) fn assert_agreement(view: &View, seen: &Explained) {
     tables_by_recon(view, seen);
 }
 
-/// Whether the node had as many carriers when it was stopped as when it looked, and had asked for no other memory.
+/// Whether the node had as many carriers when it was stopped as when it looked, and had asked for no memory and given
+/// none back.
 pub(crate) fn is_of_the_same_moment(view: &View, seen: &Explained) -> bool {
     let told = |prefix: &str, ending: &str| {
         let figures = view.below(prefix).filter(|(name, _)| name.ends_with(ending));
@@ -58,6 +59,8 @@ pub(crate) fn is_of_the_same_moment(view: &View, seen: &Explained) -> bool {
     let calls = seen.list("/recon/cache_hit_rates").iter().map(|rates| number(rates, "/calls")).sum::<u64>();
     told("allocator ", " carriers") == seen.sum("counters", "carriers")
         && told("recon cache_hit_rates ", " calls") == calls
+        // The VM empties its cache bit by bit when nothing else happens.
+        && told("mseg ", " cached_segments") == seen.number("/mseg/cached_segments")
 }
 
 fn counters_are_the_vms_own(view: &View, seen: &Explained) {

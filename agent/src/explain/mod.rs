@@ -58,11 +58,20 @@ pub fn explain<M: ReadMemory + Sync + ?Sized>(view: &ProcessView, memory: &M, ef
         tags::name(survey, memory, &mut explanation);
     }
     kept(view, memory, &mut account, &mut vm, &mut explanation);
-    explanation.libc = libc(view, memory, &Extents::from(vm), &mut account, &mut explanation.defects);
-    let stacks = account.stacks(memory);
-    if stacks.saturating_add(1) < view.threads.len() && account.complete {
-        let threads = view.threads.len();
-        explanation.notes.push(format!("stacks were found of {stacks} of {threads} threads, the main thread apart"));
+    if survey.as_ref().is_some_and(|survey| survey.depth == Depth::Counters) {
+        explanation.notes.push(
+            "carriers were not looked at, so neither they nor the C library's memory and the stacks have owners here"
+                .to_owned(),
+        );
+    } else {
+        explanation.libc = libc(view, memory, &Extents::from(vm), &mut account, &mut explanation.defects);
+        let stacks = account.stacks(memory);
+        if stacks.saturating_add(1) < view.threads.len() && account.complete {
+            let threads = view.threads.len();
+            explanation
+                .notes
+                .push(format!("stacks were found of {stacks} of {threads} threads, the main thread apart"));
+        }
     }
     let closed = account.close();
     explanation.owners = closed.owners;

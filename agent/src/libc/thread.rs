@@ -107,10 +107,11 @@ fn look(memory: &(impl ReadMemory + ?Sized), threads: &[u32], window: &Window, f
             let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
             memory.used(Address(at), &bytes);
         };
-        if let Some(tid) = word(2).and_then(is_thread)
-            && let (Some(next), Some(before)) = (word(0), word(1))
+        // The number of a thread is the dearest to check.
+        if let (Some(next), Some(before)) = (word(0), word(1))
             && is_pointer(next)
             && is_pointer(before)
+            && let Some(tid) = word(2).and_then(is_thread)
             && leads_back(memory, at, (next, 8), (before, 0))
         {
             keep(words.get(..3).unwrap_or(words));

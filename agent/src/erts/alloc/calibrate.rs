@@ -378,26 +378,22 @@ fn pool_statistics_offset(instances: &[Instance], carriers: &[Listed], layout: &
     if !layout.has_pool {
         return None;
     }
-    if pooled.is_empty() {
-        return before_main_carrier(instances, carriers, layout);
-    }
     let begin = layout.carrier_lists + SENTINEL.max(DC_LIST) + 8;
     let end = layout.statistics.unwrap_or(begin + 1024);
-    (begin..end).step_by(8).find(|&offset| {
+    let by_figures = (begin..end).step_by(8).find(|&offset| {
         // Only the instances that have something in the pool tell one row of counters from zeros.
         let fits = pooled.iter().filter(|(owner, expected)| {
-            let instance = instances.get(**owner);
-            instance
-                .and_then(|instance| statistics::pool_stats(instance, offset, layout.types))
-                .is_some_and(|pool| (pool.carriers.now, pool.carrier_bytes.now) == **expected)
+            let pool = instances.get(**owner).and_then(|one| statistics::pool_stats(one, offset, layout.types));
+            pool.is_some_and(|pool| (pool.carriers.now, pool.carrier_bytes.now) == **expected)
         });
         most(fits.count(), pooled.len())
-    })
+    });
+    by_figures.or_else(|| before_main_carrier(instances, carriers, layout))
 }
 
-/// `cpool.stat` of a VM that has nothing in its pool: all zeros, at a fixed distance before `main_carrier`, which points
-/// to a carrier of the instance or nowhere. Eleven counters of calls stand between (`erl_alloc_util.h`, OTP-23.2.6 to
-/// OTP-27.3.4.1).
+/// `cpool.stat` of a VM that has nothing in its pool, or whose pool changes too fast: it is at a fixed distance before
+/// `main_carrier`, which points to a carrier of the instance or nowhere. Eleven counters of calls stand between
+/// (`erl_alloc_util.h`, OTP-23.2.6 to OTP-27.3.4.1).
 fn before_main_carrier(instances: &[Instance], carriers: &[Listed], layout: &Layout) -> Option<usize> {
     let own: BTreeSet<(usize, u64)> = carriers.iter().map(|carrier| (carrier.owner, carrier.address.0)).collect();
     let figures = 2 * layout.types + 2;
@@ -409,8 +405,15 @@ fn before_main_carrier(instances: &[Instance], carriers: &[Listed], layout: &Lay
         pointers.iter().any(|pointer| *pointer != 0) && pointers.iter().enumerate().all(known)
     })?;
     let offset = main_carrier - distance;
-    let is_empty = |instance: &Instance| (0..figures).all(|index| instance.word(offset + 8 * index) == Some(0));
-    instances.iter().all(is_empty).then_some(offset)
+    // No carrier, no byte and no block; and none of them without the others.
+    let agrees = |instance: &Instance| {
+        statistics::pool_stats(instance, offset, layout.types).is_some_and(|pool| {
+            let is_empty = pool.carriers.now == 0;
+            let bytes = pool.carrier_bytes.now;
+            (bytes == 0) == is_empty && bytes.is_multiple_of(8) && pool.all_block_bytes().now <= bytes
+        })
+    };
+    instances.iter().all(agrees).then_some(offset)
 }
 
 /// Whether `fitting` is four fifths of `all`, and not nothing.

@@ -66,6 +66,12 @@ impl Layout {
         statistics_bytes(self.types)
     }
 
+    /// Whether all counters were found.
+    pub(super) fn is_complete(&self) -> bool {
+        let pool = self.pool_statistics.is_some() || !self.has_pool;
+        self.carrier_blocks.is_some() && self.statistics.is_some() && pool
+    }
+
     /// What the walk through the carriers of `instance` needs.
     pub(super) fn form(&self, instance: &Instance) -> Form {
         let Self { alignment, tag_bytes, .. } = *self;

@@ -183,7 +183,17 @@ fn copies<M: ReadMemory + ?Sized>(located: &Located, memory: &M) -> Result<Vec<I
 }
 
 fn calibrated<M: ReadMemory + ?Sized>(located: &Located, names: &TagNames, memory: &M) -> Result<Layout, SurveyError> {
-    again(|| Ok(calibrate(&copies(located, memory)?, located.records, names, memory)?))
+    let once =
+        || -> Result<Layout, SurveyError> { Ok(calibrate(&copies(located, memory)?, located.records, names, memory)?) };
+    let mut layout = again(once)?;
+    // What a busy node hides once it may show the next time.
+    for _ in 1..TRIES {
+        if layout.is_complete() {
+            break;
+        }
+        layout = again(once)?;
+    }
+    Ok(layout)
 }
 
 /// The instances and all of their carriers, by rising address.
