@@ -5,14 +5,19 @@
 //! ```text
 //! target ──► mappings, node facts, memory ─┐
 //! kernel ──► sites, blocks, samples, events ├──► ledger ──► Recording ──► attribute ──► report ──► text, JSON, SVG
-//! symbol ──► frames ───────────────────────┘
+//! symbol ──► frames ───────────────────────┘                   ▲                          ▲
+//! target ──► ProcessView, memory ──► erts, libc ──► explain ──► Explanation ───────────────┘
 //! ```
+//!
+//! The lower line is one look at a node: a live one ([`look`]), a saved [`image`] or a core dump. A recording holds
+//! several.
 //!
 //! # Invariants
 //!
-//! * [`mapping`], [`stack`], [`ledger`], [`recording`], [`erts`], [`attribute`] and [`report`] do no I/O: no file, no
-//!   process, no clock, no kernel. What they need of the node arrives as values or through [`target::memory::ReadMemory`].
-//! * A report is a function of a [`recording::Recording`] and of nothing else.
+//! * [`mapping`], [`extents`], [`view`], [`words`], [`stack`], [`ledger`], [`recording`], [`erts`], [`libc`], [`explain`],
+//!   [`image`], [`attribute`] and [`report`] do no I/O: no file, no process, no clock, no kernel. What they need of the node arrives as values or through [`target::memory::ReadMemory`].
+//! * A report is a function of a [`recording::Recording`] or an [`explain::model::Explanation`] and of nothing else.
+//! * A look leaves no trace in the node: a page that is not resident is not read.
 //! * Only [`kernel::plan`] decides what is attached; it is pure and says what each fallback costs.
 //! * `unsafe` code stands in `kernel/wire.rs` and in the probe's program, nowhere else.
 //! * Bytes from the node, from files and from the kernel are hostile: no indexing, no unchecked arithmetic, and a read

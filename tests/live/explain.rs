@@ -21,7 +21,7 @@ fn check(state: &str, arguments: &[&str]) {
 /// may still ask for a carrier or give one back; then both look again, a few times.
 fn at_one_moment<T>(node: &mut Viewed, look: impl Fn(u32) -> T, seen: impl Fn(&T) -> &Explained) -> (View, T) {
     let mut compared = node.compare(&look);
-    for _ in 0..3 {
+    for _ in 0..12 {
         if is_of_the_same_moment(&compared.0, seen(&compared.1)) {
             break;
         }

@@ -119,8 +119,9 @@ pub fn open(file: File, executable: Option<&Path>) -> Result<(Viewed, CoreMemory
         Some(file) => file.path.clone(),
         None => return Err(CoreError::NotABeam(mapped.first().map(|file| file.path.clone()).unwrap_or_default())),
     };
-    let mappings = memory.mappings(&mapped, &beam_path);
+    let mut mappings = memory.mappings(&mapped, &beam_path);
     let beam = memory.module(&beam_path, executable, &mappings)?;
+    tell_code(&mut mappings, &beam);
     let mut defects = Vec::new();
     let libc_path = mapped.iter().find(|file| Libc::of(name_of(&file.path)).is_some()).map(|file| file.path.clone());
     let mut files = vec![(beam_path.clone(), Arc::clone(&beam.bytes))];
@@ -406,6 +407,14 @@ impl ReadMemory for CoreMemory {
         let read = bytes.len().min(length);
         into.split_at_mut(read).0.copy_from_slice(bytes.split_at(read).0);
         Ok(read)
+    }
+}
+
+/// Code has no segment in some dumps, and then only its file tells that it is code.
+fn tell_code(mappings: &mut [Mapping], module: &ModuleFile) {
+    let of_file = |mapping: &&mut Mapping| matches!(&mapping.backing, Backing::File(path) if *path == module.path);
+    for mapping in mappings.iter_mut().filter(of_file).filter(|mapping| !mapping.permissions.write) {
+        mapping.permissions.execute |= module.is_code_at(mapping.file_offset);
     }
 }
 

@@ -128,6 +128,16 @@ impl ModuleFile {
         Ok(Self { path, attach_path: place.to_owned(), bytes: bytes.into(), bias })
     }
 
+    /// Whether what is mapped from `offset` of the file on is code.
+    pub fn is_code_at(&self, offset: u64) -> bool {
+        let Ok(elf) = self.elf() else { return false };
+        elf.segments().any(|segment| {
+            let (start, length) = segment.file_range();
+            let first_page = start / procfs::page_size() * procfs::page_size();
+            segment.permissions().executable() && (first_page..start.saturating_add(length)).contains(&offset)
+        })
+    }
+
     /// The file, parsed.
     pub fn elf(&self) -> Result<Elf<'_>, ModuleError> {
         Elf::parse(&*self.bytes).map_err(|cause| ModuleError::Form { path: self.path.clone(), cause })
