@@ -26,7 +26,15 @@ impl Explained {
 
     /// Of a living process, whose image is written as well.
     pub(crate) fn saving(pid: u32, image: &Path) -> Self {
-        Self::parsed(&run(&["explain", &pid.to_string(), "--format", "json", "--save-image", &image.to_string_lossy()]))
+        Self::parsed(&run(&[
+            "explain",
+            &pid.to_string(),
+            "--format",
+            "json",
+            "--force",
+            "--save-image",
+            &image.to_string_lossy(),
+        ]))
     }
 
     /// Of an image, by a process that knows nothing of where it runs.
