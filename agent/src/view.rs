@@ -171,8 +171,9 @@ mod tests {
             ],
             ..ProcessView::default()
         };
-        assert_eq!(view.data_of("/beam.smp"), [0x2000..0x5000]);
-        assert_eq!(view.data_of("/libc.so.6"), [0x7000..0x8000]);
+        let data = |path| view.data_of(path).into_iter().map(|range| (range.start, range.end)).collect::<Vec<_>>();
+        assert_eq!(data("/beam.smp"), [(0x2000, 0x5000)]);
+        assert_eq!(data("/libc.so.6"), [(0x7000, 0x8000)]);
         assert!(view.is_readable(Address(0x1fff)) && !view.is_readable(Address(0x5000)));
     }
 

@@ -295,14 +295,14 @@ mod tests {
     fn the_block_of_a_single_block_carrier() {
         let mut bytes = vec![0; 4096];
         let put = |bytes: &mut Vec<u8>, at: usize, word: u64| bytes[at..at + 8].copy_from_slice(&word.to_le_bytes());
-        put(&mut bytes, 32, 4000 | SINGLE | TAGGED);
+        put(&mut bytes, 32, 0xfa0 | SINGLE | TAGGED);
         put(&mut bytes, 32 + 4000 - 8, 0x1234);
         let check = |bytes: Vec<u8>| {
             let image = MemoryImage(vec![(Address(START), bytes)]);
             single(&mut Words::new(&image), &(START..START + 4096), Some(WORD))
         };
         assert_eq!(check(bytes.clone()).unwrap(), (START + 32..START + 4032, Some(0x1234)));
-        put(&mut bytes, 32, 4096 | SINGLE);
+        put(&mut bytes, 32, 0x1000 | SINGLE);
         assert!(check(bytes.clone()).is_err(), "longer than its carrier");
         put(&mut bytes, 32, 4000);
         assert!(check(bytes).is_err(), "a block of a multi-block carrier");

@@ -2,13 +2,13 @@
 //!
 //! # How it is walked
 //!
-//! `main_arena` has no dynamic symbol. It proves itself by its 127 bins, whose pointers lead back to them ([`arena`]).
+//! `main_arena` has no dynamic symbol. It proves itself by its 127 bins, whose pointers lead back to them (`arena`).
 //! The ring of arenas that it starts must come back to it, which gives the layout. Each arena's segments are walked
-//! from chunk to chunk by boundary tags ([`segment`]); a walk counts only if it ends exactly at the top chunk or at the
-//! fenceposts. What boundary tags call in use and is in a fastbin is told by [`fastbin`]; what is in a thread's cache
-//! by [`tcache`]; chunks with a mapping of their own are found by [`mapped`] and compared with the library's own count.
+//! from chunk to chunk by boundary tags (`segment`); a walk counts only if it ends exactly at the top chunk or at the
+//! fenceposts. What boundary tags call in use and is in a fastbin is told by `fastbin`; what is in a thread's cache
+//! by `tcache`; chunks with a mapping of their own are found by `mapped` and compared with the library's own count.
 //!
-//! The process may run on meanwhile. An arena that does not agree with itself is walked anew, [`ATTEMPTS`] times; what
+//! The process may run on meanwhile. An arena that does not agree with itself is walked anew, `ATTEMPTS` times; what
 //! still does not agree is a defect.
 
 mod arena;
