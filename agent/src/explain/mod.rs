@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     erts::{
-        alloc::{self, CarrierFound, Depth, Effort, Survey, list::Place as CarrierPlace, tally::Tally},
+        alloc::{self, CarrierFound, Depth, Effort, Survey, list::Place as CarrierPlace, survey::whole, tally::Tally},
         carrier::CarrierKind,
         mmapper::{self, MapperKind, SuperCarrier},
         mseg::{self, MsegInstance},
@@ -297,12 +297,6 @@ fn remarks(view: &ProcessView, explanation: &mut Explanation) {
             figures.rss
         ));
     }
-}
-
-/// An error with its causes.
-fn whole(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// Sums of a figure by allocator, in the order of their numbers.

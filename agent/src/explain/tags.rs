@@ -4,12 +4,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{
-    model::{Explanation, Tagged},
-    whole,
-};
+use super::model::{Explanation, Tagged};
 use crate::{
-    erts::alloc::{Depth, Survey, tally::TagTotal},
+    erts::alloc::{Depth, Survey, survey::whole, tally::TagTotal},
     target::memory::ReadMemory,
 };
 

@@ -67,6 +67,17 @@ pub enum LocateError {
         /// The executable.
         path: String,
     },
+    /// The table may lie in what cannot be read.
+    #[error(
+        "no table of allocators was found in the data of {path}, of which {unread} bytes cannot be read; \
+         what is swapped out is not looked at, since that would bring it back"
+    )]
+    Hidden {
+        /// The executable.
+        path: String,
+        /// Bytes that cannot be read.
+        unread: u64,
+    },
     /// Nothing looks like the table.
     #[error(
         "no table of allocators was found in the data of {path}: the VM is still starting, or built in an unknown way; \
@@ -94,6 +105,7 @@ fn by_shape(view: &ProcessView, memory: &(impl ReadMemory + ?Sized)) -> Result<L
     let path = || view.beam.clone();
     let data = view.data_of(&view.beam);
     let mut seen = false;
+    let mut unread = 0_u64;
     for range in data {
         let length = (range.end - range.start).min(LONGEST_DATA);
         let mut bytes = vec![0; usize::try_from(length).unwrap_or(0)];
@@ -103,6 +115,7 @@ fn by_shape(view: &ProcessView, memory: &(impl ReadMemory + ?Sized)) -> Result<L
             for (at, chunk) in (range.start..).step_by(page).zip(bytes.chunks_mut(page)) {
                 if memory.read(Address(at), chunk).is_err() {
                     chunk.fill(u8::MAX);
+                    unread = unread.saturating_add(chunk.len() as u64);
                 }
             }
         }
@@ -117,7 +130,11 @@ fn by_shape(view: &ProcessView, memory: &(impl ReadMemory + ?Sized)) -> Result<L
             }
         }
     }
-    Err(if seen { LocateError::NotFound { path: path() } } else { LocateError::NoData { path: path() } })
+    Err(match (seen, unread) {
+        (false, _) => LocateError::NoData { path: path() },
+        (true, 0) => LocateError::NotFound { path: path() },
+        (true, unread) => LocateError::Hidden { path: path(), unread },
+    })
 }
 
 /// Record 0 stands for no allocator; record 1 is `sys_alloc`, enabled and without `erl_alloc_util`.
