@@ -148,7 +148,14 @@ fn by_page(target: &Target, mappings: &[MappedMemory], defects: &mut Vec<String>
         frames_are_known &= *lazy_free == 0 || !pages.frames.is_empty();
         frames.append(&mut pages.frames);
     }
-    let lazily_freed = if frames_are_known { pagemap::lazily_freed(frames, procfs::page_size()).ok() } else { None };
+    let lazily_freed = match frames_are_known.then(|| pagemap::lazily_freed(frames, procfs::page_size())) {
+        Some(Ok(pages)) => Some(pages),
+        Some(Err(error)) => {
+            defects.push(format!("which pages are lazily freed cannot be read from /proc/kpageflags: {error}"));
+            None
+        }
+        None => None,
+    };
     Ok(Pages { resident: Residency::Pages(resident), swapped, lazily_freed })
 }
 
