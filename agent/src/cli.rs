@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use anstream::ColorChoice;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::report::flame::Measure;
+use crate::{kernel::plan::StackEngine, report::flame::Measure};
 
 /// The command line.
 #[derive(Clone, Debug, Parser)]
@@ -172,6 +172,31 @@ pub struct RecordArgs {
     /// Follow mapping calls at the C library's functions, even where the kernel has tracepoints for system calls
     #[arg(long)]
     pub no_tracepoints: bool,
+    /// Share of each processor's time that walking the stack of every allocation may take, in percent; beyond it, stacks
+    /// are sampled
+    #[arg(long, value_name = "PERCENT", default_value = "10", value_parser = parse_percent)]
+    pub walk_share: f64,
+    /// Where stacks are walked [default: in the kernel where it can]
+    #[arg(long, value_name = "ENGINE")]
+    pub stack_engine: Option<EngineArg>,
+}
+
+/// Where stacks are walked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum EngineArg {
+    /// In the kernel, by unwind tables
+    Kernel,
+    /// In beamscope, from samples of the stack's memory
+    Images,
+}
+
+impl From<EngineArg> for StackEngine {
+    fn from(engine: EngineArg) -> Self {
+        match engine {
+            EngineArg::Kernel => Self::Kernel,
+            EngineArg::Images => Self::Images,
+        }
+    }
 }
 
 /// Ways to record.
@@ -262,6 +287,12 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
         Some(duration) => Ok(duration),
         None => Err("longer than a week".into()),
     }
+}
+
+/// A share of the whole, from 0 to 1.
+fn parse_percent(text: &str) -> Result<f64, String> {
+    let number: f64 = text.trim_end_matches('%').parse().map_err(|_not_a_number| "expected a number such as 10")?;
+    if (0.0..=100.0).contains(&number) { Ok(number / 100.0) } else { Err("must lie between 0 and 100".into()) }
 }
 
 fn parse_bytes(text: &str) -> Result<u64, String> {

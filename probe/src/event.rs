@@ -39,10 +39,9 @@ impl TryFrom<u32> for SampleOrigin {
     }
 }
 
-/// Beginning of a record in the ring buffer `SAMPLES`; [`STACK_BYTES`] of stack follow.
-///
-/// The first byte of the stack image is that of the page that holds `stack_pointer`; what lies below the pointer is
-/// not filled in.
+/// A record in the ring buffer `SAMPLES`, or the beginning of one: where the program does not walk stacks itself, a
+/// [`StackImage`] follows, then [`STACK_BYTES`] of stack, then [`ERLANG_WORDS`](crate::ERLANG_WORDS) words of an Erlang
+/// process's stack.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, NoUninit, AnyBitPattern)]
 pub struct SampleHeader {
@@ -54,6 +53,21 @@ pub struct SampleHeader {
     pub address: u64,
     /// Bytes of the allocation.
     pub size: u64,
+    /// The stack's key in the map `STACKS`. 0: see the image.
+    pub stack: u64,
+    /// Thread id in the initial pid namespace.
+    pub thread: u32,
+    /// A [`SampleOrigin`].
+    pub origin: u32,
+}
+
+/// What a stack can be walked from, somewhere else.
+///
+/// The first byte of the stack that follows is that of the page that holds `stack_pointer`; what lies below the pointer is
+/// not filled in.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, NoUninit, AnyBitPattern)]
+pub struct StackImage {
     /// Program counter: the return address of the allocation function, or where a system call goes on.
     pub instruction_pointer: u64,
     /// Stack pointer that belongs to it.
@@ -62,14 +76,18 @@ pub struct SampleHeader {
     pub frame_pointer: u64,
     /// `x30`; 0 on `x86_64`.
     pub link_register: u64,
-    /// Thread id in the initial pid namespace.
-    pub thread: u32,
-    /// A [`SampleOrigin`].
-    pub origin: u32,
-    /// Bytes of the image that could be read, from its beginning; a multiple of the 4096 that are read at a time.
+    /// `current` of the Erlang process on the thread: address of an `ErtsCodeMFA`, or 0.
+    pub current: u64,
+    /// As [`StoredStack::driver`](crate::StoredStack::driver).
+    pub driver: u64,
+    /// Bytes of the stack that could be read, from its beginning; a multiple of the 4096 that are read at a time.
     pub captured: u32,
-    /// Keeps the size a multiple of 8.
-    pub reserved: u32,
+    /// An [`ErlangEnd`](crate::ErlangEnd).
+    pub erlang_end: u32,
+    /// Words of the Erlang process's stack, from its top.
+    pub erlang_words: u32,
+    /// As [`StoredStack::scheduler`](crate::StoredStack::scheduler).
+    pub scheduler: u32,
     /// The thread's name, padded with NUL.
     pub command: [u8; COMMAND_BYTES],
 }
@@ -138,7 +156,10 @@ pub struct MappingEvent {
     pub in_allocator: u32,
     /// Keeps the size a multiple of 8.
     pub reserved: u32,
+    /// The stack's key in the map `STACKS`. 0: it arrives as a sample, or there is none.
+    pub stack: u64,
 }
 
-const _: () = assert!(size_of::<SampleHeader>() == 112);
-const _: () = assert!(size_of::<MappingEvent>() == 64);
+const _: () = assert!(size_of::<SampleHeader>() == 64);
+const _: () = assert!(size_of::<StackImage>() == 80);
+const _: () = assert!(size_of::<MappingEvent>() == 72);

@@ -7,17 +7,24 @@
 
 mod event;
 mod site;
+mod stack;
+mod unwind;
 
 pub use event::{
-    COMMAND_BYTES, MappingEvent, MappingKind, STACK_BYTES, SampleHeader, SampleOrigin, UnknownMappingKind,
+    COMMAND_BYTES, MappingEvent, MappingKind, STACK_BYTES, SampleHeader, SampleOrigin, StackImage, UnknownMappingKind,
     UnknownSampleOrigin,
 };
 pub use site::{Block, Call, Function, Site, SiteKey, UnknownFunction};
+pub use stack::{
+    ERLANG_WORDS, ErlangEnd, ErlangOffsets, MODULES, Module, NATIVE_FRAMES, PLACES, ROWS_PER_CHUNK, STACK_WORDS,
+    Scheduler, SchedulerKind, StoredStack, UnknownErlangEnd, UnknownWalkEnd, WALK_ENDS, WalkEnd, walk_ends_index,
+};
+pub use unwind::{Row, Rule, RuleKind, UnknownRuleKind};
 
 use bytemuck::{AnyBitPattern, NoUninit};
 
 /// Changes whenever a type of this crate or its meaning changes. The agent refuses an object of another version.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Name of the ELF section that holds an object's [`Contract`].
 pub const CONTRACT_SECTION: &str = "beamscope.contract";
@@ -52,8 +59,18 @@ pub struct Control {
     pub target: u32,
     /// Stacks that are captured for each site before sampling decides alone.
     pub introductions: u32,
-    /// Keeps the size a multiple of 8.
-    pub reserved: u32,
+    /// Share of each processor's time, in 1/1024, that walking the stack of every allocation may take. Beyond it, byte
+    /// sampling chooses the stacks that are walked.
+    pub walk_share: u32,
+    /// The table of modules in use: its generation in the upper half, whose lowest bit says which half of the map
+    /// `MODULES` it is in, and in the lower half its length.
+    pub modules: u64,
+    /// Begin of the code that the VM made at run time.
+    pub code_start: u64,
+    /// Its end.
+    pub code_end: u64,
+    /// Where things are in the VM's structures.
+    pub erlang: ErlangOffsets,
 }
 
 /// Elements of the `EXPONENTIAL` map: draws from an exponential distribution, in bytes (a power of two).
@@ -91,6 +108,20 @@ pub enum Counter {
     MappingCallTableFull,
     /// Mapping calls made by the allocation functions themselves; their blocks are followed instead.
     AllocatorMappings,
+    /// Stacks that found no room in the map `STACKS`.
+    StackTableFull,
+    /// Stacks that were not stored because others with the same hash stand in their places.
+    StackCollisions,
+    /// Stacks that were not walked because all room to do so on the processor was taken.
+    WalkersBusy,
+    /// Allocations whose stack was walked.
+    Walks,
+    /// Native frames of these walks.
+    WalkedFrames,
+    /// Time that these walks took, in nanoseconds.
+    WalkNanoseconds,
+    /// Allocations whose stack was left to byte sampling, because walking each would have taken too long.
+    UnwalkedAllocations,
 }
 
 impl Counter {
@@ -111,16 +142,32 @@ impl Counter {
             Self::LostMappings => "lost_mappings",
             Self::MappingCallTableFull => "mapping_call_table_full",
             Self::AllocatorMappings => "allocator_mappings",
+            Self::StackTableFull => "stack_table_full",
+            Self::StackCollisions => "stack_collisions",
+            Self::WalkersBusy => "walkers_busy",
+            Self::Walks => "walks",
+            Self::WalkedFrames => "walked_frames",
+            Self::WalkNanoseconds => "walk_nanoseconds",
+            Self::UnwalkedAllocations => "unwalked_allocations",
         }
     }
 
     /// Whether it counts something that is missing from the figures.
     pub const fn is_loss(self) -> bool {
-        !matches!(self, Self::FailedAllocations | Self::UnknownFrees | Self::AllocatorMappings)
+        !matches!(
+            self,
+            Self::FailedAllocations
+                | Self::UnknownFrees
+                | Self::AllocatorMappings
+                | Self::Walks
+                | Self::WalkedFrames
+                | Self::WalkNanoseconds
+                | Self::UnwalkedAllocations
+        )
     }
 
     /// All counters, in the order of their discriminants.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 21] = [
         Self::FailedAllocations,
         Self::UnknownFrees,
         Self::LiveTableFull,
@@ -135,11 +182,18 @@ impl Counter {
         Self::LostMappings,
         Self::MappingCallTableFull,
         Self::AllocatorMappings,
+        Self::StackTableFull,
+        Self::StackCollisions,
+        Self::WalkersBusy,
+        Self::Walks,
+        Self::WalkedFrames,
+        Self::WalkNanoseconds,
+        Self::UnwalkedAllocations,
     ];
 }
 
 const _: () = assert!(size_of::<Contract>() == 8);
-const _: () = assert!(size_of::<Control>() == 16);
+const _: () = assert!(size_of::<Control>() == 72);
 
 #[cfg(test)]
 mod tests {

@@ -113,7 +113,14 @@ fn operator_new(ctx: ProbeContext) -> u32 {
 /// Return of any allocation function.
 #[uretprobe]
 fn allocated(ctx: RetProbeContext) -> u32 {
-    allocation::leave(&Registers::of_return(&ctx), ctx.ret());
+    allocation::leave::<false>(&Registers::of_return(&ctx), ctx.ret());
+    0
+}
+
+/// As `allocated`, where the kernel has `bpf_loop`.
+#[uretprobe]
+fn allocated_walking(ctx: RetProbeContext) -> u32 {
+    allocation::leave::<true>(&Registers::of_return(&ctx), ctx.ret());
     0
 }
 
@@ -161,7 +168,14 @@ fn brk(ctx: ProbeContext) -> u32 {
 /// Return of the C library's `mmap`, `munmap`, `mremap` and `brk`.
 #[uretprobe]
 fn mapped(ctx: RetProbeContext) -> u32 {
-    mapping::leave(ctx.ret(), mapping::Caller::Function(&Registers::of_return(&ctx)));
+    mapping::leave::<false>(ctx.ret(), mapping::Caller::Function(&Registers::of_return(&ctx)));
+    0
+}
+
+/// As `mapped`, where the kernel has `bpf_loop`.
+#[uretprobe]
+fn mapped_walking(ctx: RetProbeContext) -> u32 {
+    mapping::leave::<true>(ctx.ret(), mapping::Caller::Function(&Registers::of_return(&ctx)));
     0
 }
 
@@ -216,7 +230,16 @@ fn sys_enter_brk(ctx: TracePointContext) -> u32 {
 #[tracepoint]
 fn sys_exit(ctx: TracePointContext) -> u32 {
     if mapping::is_target() {
-        mapping::leave(system_call_argument(&ctx, 0), mapping::Caller::SystemCall);
+        mapping::leave::<false>(system_call_argument(&ctx, 0), mapping::Caller::SystemCall);
+    }
+    0
+}
+
+/// As `sys_exit`, where the kernel has `bpf_loop`.
+#[tracepoint]
+fn sys_exit_walking(ctx: TracePointContext) -> u32 {
+    if mapping::is_target() {
+        mapping::leave::<true>(system_call_argument(&ctx, 0), mapping::Caller::SystemCall);
     }
     0
 }

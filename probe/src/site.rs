@@ -92,21 +92,22 @@ impl TryFrom<u32> for Function {
     }
 }
 
-/// The place of an allocation as far as the probe tells places apart without unwinding: key of the `SITES` map.
+/// Where memory is asked for: key of the `SITES` map. It is a stack (`is_stack`), or, where none was walked, a place as far
+/// as the probe tells places apart without unwinding.
 ///
 /// The return address and the height of the stack together identify a call path nearly always (T. Mytkowicz,
 /// D. Coughlin, A. Diwan: *Inferred Call Path Profiling*, OOPSLA 2009); the captured stacks tell apart what they merge.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, NoUninit, AnyBitPattern)]
 pub struct SiteKey {
-    /// Return address of the call. 0: all sites that found no room in the table.
+    /// Return address of the call. 0: all sites that found no room in the table. Of a stack: its key in the map `STACKS`.
     pub caller: u64,
-    /// Stack pointer after the return. 0: all stack heights of `caller`.
+    /// Stack pointer after the return. 0: all stack heights of `caller`. Of a stack: 0.
     pub stack_pointer: u64,
     /// The [`Function`] that was called.
     pub function: u32,
-    /// Keeps the size a multiple of 8.
-    pub reserved: u32,
+    /// 1 for a stack.
+    pub is_stack: u32,
 }
 
 /// What was allocated at a [`SiteKey`]: value of the `SITES` map. Exact, not sampled.

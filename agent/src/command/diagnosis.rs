@@ -63,6 +63,10 @@ pub(super) fn findings(features: &KernelFeatures, node: Option<&NodeAccess>) -> 
             "mmap is followed in the C library and not at the system call: callers that go around it are not seen",
             same_or("use a kernel from 5.15 on, with CONFIG_DEBUG_INFO_BTF", &features.programs),
         ),
+        Finding::of("loops in BPF programs", &features.loops).without(
+            "stacks are sampled and walked outside the kernel: figures of single stacks are estimates",
+            same_or("use a kernel from 5.17 on", &features.programs),
+        ),
         Finding::of("kernel type information", &features.btf)
             .without("registers at system calls", "use a kernel with CONFIG_DEBUG_INFO_BTF"),
         Finding::of("pids of the host", &features.initial_pid_namespace).without(
@@ -202,6 +206,7 @@ pub(super) mod tests {
             tracefs: Ok(Tracefs::Mounted("/sys/kernel/tracing".into())),
             syscall_tracepoints: Ok(true),
             task_registers: Ok(true),
+            loops: Ok(true),
             btf: Ok(true),
             initial_pid_namespace: Ok(true),
             initial_user_namespace: Ok(true),
@@ -219,6 +224,7 @@ pub(super) mod tests {
             tracefs: Ok(Tracefs::Mounted("/sys/kernel/tracing".into())),
             syscall_tracepoints: Err("permission denied".to_owned()),
             task_registers: Ok(false),
+            loops: Ok(false),
             capabilities: Ok(Capabilities::default()),
             ptrace_scope: Ok(1),
             ..everything()

@@ -251,6 +251,9 @@ no recording can be made
     "task_registers": {
       "Ok": false
     },
+    "loops": {
+      "Ok": false
+    },
     "btf": {
       "Ok": true
     },

@@ -30,8 +30,13 @@ pub(super) fn run(args: &RecordArgs, common: Common) -> anyhow::Result<()> {
     // A bad path must be known before the node is touched.
     let output = Output::create(&args.output, args.force)?;
     let target = find::resolve(args.target.as_deref())?;
-    let options =
-        Options { sample_interval: args.sample_bytes, live_blocks: args.max_live, no_tracepoints: args.no_tracepoints };
+    let options = Options {
+        sample_interval: args.sample_bytes,
+        live_blocks: args.max_live,
+        no_tracepoints: args.no_tracepoints,
+        stack_engine: args.stack_engine.map(Into::into),
+        walk_share: args.walk_share,
+    };
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the event loop")?;
     runtime.block_on(async {
@@ -101,7 +106,7 @@ async fn follow(
                 progress.set_message(format!("{:.0} of {:.0} s", recorder.elapsed(), duration.as_secs_f64()));
             }
             _ = poll.tick() => {
-                recorder.poll();
+                recorder.poll()?;
                 if !recorder.is_alive() {
                     return Ok(Ended::NodeExited);
                 }

@@ -37,6 +37,8 @@ pub struct KernelFeatures {
     pub syscall_tracepoints: Fact,
     /// Whether a tracepoint's program can get at the registers of the program that made the call (Linux 5.15).
     pub task_registers: Fact,
+    /// Whether programs can walk stacks by themselves (`bpf_loop`, Linux 5.17).
+    pub loops: Fact,
     /// Whether the kernel describes its own types.
     pub btf: Fact,
     /// Whether pids here are those that the kernel itself uses.
@@ -108,6 +110,7 @@ impl KernelFeatures {
             perf_event_paranoid: number("/proc/sys/kernel/perf_event_paranoid"),
             syscall_tracepoints: syscall_tracepoints(&tracefs),
             tracefs,
+            loops: helper(BpfHelper::BPF_FUNC_loop),
             task_registers: both(
                 helper(BpfHelper::BPF_FUNC_get_current_task_btf),
                 helper(BpfHelper::BPF_FUNC_task_pt_regs),

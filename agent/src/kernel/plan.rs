@@ -77,6 +77,32 @@ impl SystemCallTracing {
     }
 }
 
+/// Where stacks are walked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StackEngine {
+    /// In the kernel, by unwind rows.
+    Kernel,
+    /// Here, from images of the stack that the kernel sends.
+    Images,
+}
+
+impl StackEngine {
+    /// What `features` permit, or what the user asked for; and what is lost by it.
+    pub fn of(features: &KernelFeatures, asked: Option<Self>) -> (Self, Option<String>) {
+        let reason = match (&features.loops, asked) {
+            (_, Some(Self::Images)) => "asked for by --stack-engine".to_owned(),
+            (Ok(true), _) => return (Self::Kernel, None),
+            (Ok(false), _) => "the kernel has no bpf_loop (Linux 5.17)".to_owned(),
+            (Err(error), _) => error.clone(),
+        };
+        let note = format!(
+            "stacks are sampled and walked outside the kernel ({reason}): where one place in the code has several stacks, \
+             its bytes are divided among them by samples"
+        );
+        (Self::Images, Some(note))
+    }
+}
+
 /// All that is attached for one recording.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AttachPlan {
@@ -84,6 +110,8 @@ pub struct AttachPlan {
     pub points: Vec<Point>,
     /// How mapping calls are followed.
     pub mapping_calls: MappingCalls,
+    /// Where stacks are walked.
+    pub engine: StackEngine,
     /// Thread group id for the tracepoints, in the initial pid namespace; 0 where they are not used.
     pub target: u32,
     /// What is lost or costs more than it should, one sentence each.
@@ -92,7 +120,13 @@ pub struct AttachPlan {
 
 impl AttachPlan {
     /// Decides for a process `target` whose memory functions are those of `allocators`.
-    pub fn new(architecture: Architecture, allocators: &[Allocator], tracing: &SystemCallTracing, target: u32) -> Self {
+    pub fn new(
+        architecture: Architecture,
+        allocators: &[Allocator],
+        tracing: &SystemCallTracing,
+        engine: StackEngine,
+        target: u32,
+    ) -> Self {
         let mut notes = Vec::new();
         let mapping_calls = match tracing {
             SystemCallTracing::Available { mount_tracefs } => {
@@ -119,7 +153,8 @@ impl AttachPlan {
                 if !placement.emulated {
                     dear.push(located.function.name());
                 }
-                for program in [programs.on_return, Some(programs.on_entry)].into_iter().flatten() {
+                let on_return = programs.on_return.map(|program| engine.program(program));
+                for program in [on_return, Some(programs.on_entry)].into_iter().flatten() {
                     points.push(point(program, allocator, located, placement, &name));
                 }
             }
@@ -133,13 +168,26 @@ impl AttachPlan {
             }
         }
         // Returns before entries: a call whose return is missed would look as if it never ended.
-        points.sort_by_key(|point| !RETURNS.contains(&point.program));
+        points.sort_by_key(|point| !RETURNS.iter().flatten().any(|program| *program == point.program));
         let target = if matches!(mapping_calls, MappingCalls::SystemCalls { .. }) { target } else { 0 };
-        Self { points, mapping_calls, target, notes }
+        Self { points, mapping_calls, engine, target, notes }
     }
 }
 
-const RETURNS: [&str; 2] = ["allocated", "mapped"];
+/// Programs that need stacks, by the engine.
+const RETURNS: [[&str; 2]; 3] =
+    [["allocated", "allocated_walking"], ["mapped", "mapped_walking"], ["sys_exit", "sys_exit_walking"]];
+
+impl StackEngine {
+    /// The program that does what `program` does, with this engine.
+    pub fn program(self, program: &'static str) -> &'static str {
+        let of_engine = RETURNS.iter().find(|[images, _]| *images == program).map(|[images, kernel]| match self {
+            Self::Images => *images,
+            Self::Kernel => *kernel,
+        });
+        of_engine.unwrap_or(program)
+    }
+}
 
 struct Programs {
     on_entry: &'static str,
@@ -206,7 +254,7 @@ mod tests {
     }
 
     fn plan(functions: &[(Function, &[u8])], tracing: &SystemCallTracing) -> AttachPlan {
-        AttachPlan::new(Architecture::X86_64, &[allocator(functions)], tracing, 42)
+        AttachPlan::new(Architecture::X86_64, &[allocator(functions)], tracing, StackEngine::Images, 42)
     }
 
     fn features(
@@ -223,6 +271,7 @@ mod tests {
             tracefs,
             syscall_tracepoints: tracepoints,
             task_registers: registers,
+            loops: Ok(true),
             btf: Ok(true),
             initial_pid_namespace: host_pids,
             initial_user_namespace: Ok(true),

@@ -3,7 +3,7 @@
 //! Nothing of it outlives the process: programs, maps and breakpoints hang on file descriptors, which the kernel closes
 //! however beamscope ends.
 
-use std::num::NonZeroU32;
+use std::{num::NonZeroU32, ops::Range};
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -11,20 +11,24 @@ use aya::{
     programs::{ProgramError, TracePoint, UProbe, uprobe::UProbeScope},
 };
 use beamscope_probe::{
-    Block, Control, Counter, EXPONENTIAL_DRAWS, Function, MappingEvent, STACK_BYTES, SampleHeader, Site, SiteKey,
+    Block, Control, Counter, ERLANG_WORDS, EXPONENTIAL_DRAWS, ErlangOffsets, Function, MappingEvent, Module,
+    ROWS_PER_CHUNK, Row, Rule, STACK_BYTES, SampleHeader, Scheduler, Site, SiteKey, StackImage, StoredStack, WALK_ENDS,
 };
 use thiserror::Error;
 
 use super::{
     object::{self, ObjectError},
-    plan::{AttachPlan, MappingCalls, Point},
+    plan::{AttachPlan, MappingCalls, Point, StackEngine},
     tracefs,
     wire::{Wire, split_record},
 };
-use crate::sampling;
+use crate::{
+    sampling,
+    stack::{modules::Update, raw::Captured},
+};
 
 /// What the user chose.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Settings {
     /// Mean distance of two sampled bytes.
     pub sample_interval: u64,
@@ -32,6 +36,10 @@ pub struct Settings {
     pub live_blocks: u32,
     /// Where the heap that `brk` moves ends; 0 where there is none.
     pub heap_end: u64,
+    /// Pages of unwind rows that there is room for.
+    pub row_chunks: u32,
+    /// Share of each processor's time that walking the stack of every allocation may take.
+    pub walk_share: f64,
 }
 
 /// Stacks that are captured for each site before sampling decides alone: one more than the two that show whether a
@@ -109,6 +117,13 @@ pub struct Session {
     live: HashMap<MapData, u64, Wire<Block>>,
     samples: RingBuf<MapData>,
     mappings: RingBuf<MapData>,
+    new_stacks: RingBuf<MapData>,
+    stacks: HashMap<MapData, u64, Wire<StoredStack>>,
+    walks_by_end: PerCpuArray<MapData, u64>,
+    schedulers: HashMap<MapData, u32, Wire<Scheduler>>,
+    modules: Array<MapData, Wire<Module>>,
+    rows: Array<MapData, Wire<[Row; ROWS_PER_CHUNK]>>,
+    rules: Array<MapData, Wire<Rule>>,
     settings: Control,
     /// Programs and links. The kernel needs some hundredths of a second to take each away, in which a thread of the node
     /// that hits it can wait for a grace period. That is shortest while beamscope does nothing else, so it comes last.
@@ -130,6 +145,7 @@ impl Session {
         let mut ebpf = EbpfLoader::new()
             .map_max_entries("LIVE", settings.live_blocks)
             .map_max_entries("CALLS", CALLS.max(processors.saturating_mul(CALLS_PER_PROCESSOR)))
+            .map_max_entries("ROWS", settings.row_chunks.max(1))
             .load(object::PREBUILT)
             .map_err(SessionError::Load)?;
         prepare_sampling(&mut ebpf, settings.sample_interval, processors)?;
@@ -143,7 +159,8 @@ impl Session {
         }
         attach_functions(&mut ebpf, &plan.points, pid)?;
         if let MappingCalls::SystemCalls { mount_tracefs } = plan.mapping_calls {
-            tracefs::with(mount_tracefs, || attach_system_calls(&mut ebpf)).map_err(SessionError::Tracefs)??;
+            tracefs::with(mount_tracefs, || attach_system_calls(&mut ebpf, plan.engine))
+                .map_err(SessionError::Tracefs)??;
         }
         Ok(Self {
             control: take(&mut ebpf, "CONTROL")?,
@@ -152,7 +169,19 @@ impl Session {
             live: take(&mut ebpf, "LIVE")?,
             samples: take(&mut ebpf, "SAMPLES")?,
             mappings: take(&mut ebpf, "MAPPINGS")?,
-            settings: Control { recording: 0, target: plan.target, introductions: INTRODUCTIONS, reserved: 0 },
+            new_stacks: take(&mut ebpf, "NEW_STACKS")?,
+            stacks: take(&mut ebpf, "STACKS")?,
+            walks_by_end: take(&mut ebpf, "WALKS_BY_END")?,
+            schedulers: take(&mut ebpf, "SCHEDULERS")?,
+            modules: take(&mut ebpf, "MODULE_TABLE")?,
+            rows: take(&mut ebpf, "ROWS")?,
+            rules: take(&mut ebpf, "RULES")?,
+            settings: Control {
+                target: plan.target,
+                introductions: INTRODUCTIONS,
+                walk_share: share(settings.walk_share),
+                ..Control::default()
+            },
             _attached: ebpf,
         })
     }
@@ -169,7 +198,73 @@ impl Session {
 
     fn set_recording(&mut self, recording: u32) -> Result<(), SessionError> {
         self.settings.recording = recording;
+        self.write_settings()
+    }
+
+    fn write_settings(&mut self) -> Result<(), SessionError> {
         self.control.set(0, Wire(self.settings), 0).map_err(in_map("CONTROL"))
+    }
+
+    /// Makes code known to the stack walk; `jit` is where the VM's code at run time lies.
+    pub fn publish(&mut self, update: &Update<'_>, jit: &Range<u64>) -> Result<(), SessionError> {
+        let Update { chunks, rules: (first_rule, rules), first_module, modules, in_use } = update;
+        for (at, rows) in chunks {
+            let mut chunk = [Row::default(); ROWS_PER_CHUNK];
+            chunk.iter_mut().zip(rows).for_each(|(into, row)| *into = *row);
+            self.rows.set(*at, Wire(chunk), 0).map_err(in_map("ROWS"))?;
+        }
+        for (index, rule) in (u32::try_from(*first_rule).unwrap_or(u32::MAX)..).zip(*rules) {
+            self.rules.set(index, Wire(*rule), 0).map_err(in_map("RULES"))?;
+        }
+        for (index, module) in (*first_module..).zip(modules) {
+            self.modules.set(index, Wire(*module), 0).map_err(in_map("MODULE_TABLE"))?;
+        }
+        self.settings.modules = *in_use;
+        (self.settings.code_start, self.settings.code_end) = (jit.start, jit.end);
+        self.write_settings()
+    }
+
+    /// Makes known where the VM keeps what, and on which threads Erlang processes run.
+    pub fn set_erlang(
+        &mut self,
+        offsets: ErlangOffsets,
+        schedulers: impl IntoIterator<Item = (u32, Scheduler)>,
+    ) -> Result<(), SessionError> {
+        for (thread, scheduler) in schedulers {
+            self.schedulers.insert(thread, Wire(scheduler), 0).map_err(in_map("SCHEDULERS"))?;
+        }
+        self.settings.erlang = offsets;
+        self.write_settings()
+    }
+
+    /// Passes on the keys of stacks that are new, at most `limit`; says how many.
+    pub fn read_new_stacks(&mut self, limit: usize, malformed: &mut u64, mut take: impl FnMut(u64)) -> usize {
+        for read in 0..limit {
+            let Some(record) = self.new_stacks.next() else { return read };
+            match split_record::<u64>(&record) {
+                Some((key, _)) => take(key),
+                None => *malformed += 1,
+            }
+        }
+        limit
+    }
+
+    /// The stack of a key; `None` where there is none.
+    pub fn stack(&self, key: u64) -> Result<Option<StoredStack>, SessionError> {
+        match self.stacks.get(&key, 0) {
+            Ok(stack) => Ok(Some(stack.0)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(source) => Err(SessionError::Map { map: "STACKS", source }),
+        }
+    }
+
+    /// Walks by [`walk_ends_index`](beamscope_probe::walk_ends_index).
+    pub fn walks_by_end(&self) -> Result<Vec<u64>, SessionError> {
+        let count = |index| {
+            let values = self.walks_by_end.get(&index, 0).map_err(in_map("WALKS_BY_END"))?;
+            Ok(values.iter().fold(0, |sum: u64, value| sum.saturating_add(*value)))
+        };
+        (0..WALK_ENDS).map(count).collect()
     }
 
     /// Passes on the stack samples that have arrived, at most `limit`; says how many. Records that are too short are
@@ -178,13 +273,17 @@ impl Session {
         &mut self,
         limit: usize,
         malformed: &mut u64,
-        mut take: impl FnMut(&SampleHeader, &[u8]),
+        mut take: impl FnMut(&SampleHeader, Option<Captured<'_>>),
     ) -> usize {
         for read in 0..limit {
             let Some(record) = self.samples.next() else { return read };
             match split_record::<SampleHeader>(&record) {
-                Some((header, stack)) if stack.len() >= STACK_BYTES => take(&header, stack),
-                _ => *malformed += 1,
+                Some((header, rest)) if header.stack != 0 || rest.is_empty() => take(&header, None),
+                Some((header, rest)) => match captured(rest) {
+                    Some(captured) => take(&header, Some(captured)),
+                    None => *malformed += 1,
+                },
+                None => *malformed += 1,
             }
         }
         limit
@@ -217,7 +316,8 @@ impl Session {
             return Ok(());
         }
         let exists = |key: &SiteKey| sites.binary_search_by_key(key, |(key, _)| *key).is_ok();
-        let mut coarse: Vec<SiteKey> = sites.iter().map(|(key, _)| SiteKey { stack_pointer: 0, ..*key }).collect();
+        let callers = sites.iter().filter(|(key, _)| key.is_stack == 0);
+        let mut coarse: Vec<SiteKey> = callers.map(|(key, _)| SiteKey { stack_pointer: 0, ..*key }).collect();
         coarse.sort_unstable();
         coarse.dedup();
         for key in coarse.into_iter().filter(|key| !exists(key)) {
@@ -241,6 +341,21 @@ impl Session {
         let values = self.counters.get(&(counter as u32), 0).map_err(in_map("COUNTERS"))?;
         Ok(values.iter().fold(0, |sum: u64, value| sum.saturating_add(*value)))
     }
+}
+
+/// The stack in a record, behind the header of its sample.
+fn captured(record: &[u8]) -> Option<Captured<'_>> {
+    let (image, rest) = split_record::<StackImage>(record)?;
+    let (stack, rest) = rest.split_at_checked(STACK_BYTES)?;
+    let words = usize::try_from(image.erlang_words).ok()?.min(ERLANG_WORDS);
+    let (words, _) = rest.get(..words.checked_mul(8)?)?.as_chunks::<8>();
+    Some(Captured { image, stack, erlang: words.iter().map(|word| u64::from_ne_bytes(*word)).collect() })
+}
+
+/// A share as the program counts it.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates, and the share is clamped")]
+fn share(share: f64) -> u32 {
+    (share.clamp(0.0, 1.0) * 1024.0).round() as u32
 }
 
 fn in_map(map: &'static str) -> impl Fn(MapError) -> SessionError {
@@ -296,7 +411,7 @@ fn attach_functions(ebpf: &mut Ebpf, points: &[Point], pid: NonZeroU32) -> Resul
     Ok(())
 }
 
-fn attach_system_calls(ebpf: &mut Ebpf) -> Result<(), SessionError> {
+fn attach_system_calls(ebpf: &mut Ebpf, engine: StackEngine) -> Result<(), SessionError> {
     // Returns first, so that no call is entered whose return would be missed.
     for (program, name) in [
         ("sys_exit", "sys_exit_mmap"),
@@ -308,6 +423,7 @@ fn attach_system_calls(ebpf: &mut Ebpf) -> Result<(), SessionError> {
         ("sys_enter_brk", "sys_enter_brk"),
         ("sys_enter_mmap", "sys_enter_mmap"),
     ] {
+        let program = engine.program(program);
         let tracepoint: &mut TracePoint = program_mut(ebpf, program)?;
         load(tracepoint.fd().is_ok(), || tracepoint.load(), program)?;
         tracepoint

@@ -2,18 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use crate::{mapping::Address, stack::StackEnd};
-
-/// A stack before its addresses have names.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct RawStack {
-    /// From the leaf to the root. Return addresses, except for the first where [`RawStack::leaf_is_return`] is false.
-    pub addresses: Vec<Address>,
-    /// Whether the first address is a return address too: the call stands before it.
-    pub leaf_is_return: bool,
-    /// Where the walk came to its end.
-    pub end: StackEnd,
-}
+use crate::stack::raw::RawStack;
 
 /// Number of a stack in [`Stacks`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -42,7 +31,7 @@ impl Stacks {
             return (self.add(stack, next), true);
         }
         self.refused += 1;
-        let none = RawStack { addresses: Vec::new(), leaf_is_return: true, end: StackEnd::Missing };
+        let none = RawStack::default();
         match self.ids.get(&none) {
             Some(id) => (*id, false),
             None => (self.add(none, next), true),

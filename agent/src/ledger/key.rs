@@ -24,6 +24,17 @@ pub(super) struct KeyLedger {
     thinned: u32,
 }
 
+/// What a key stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// One stack.
+    Stack,
+    /// A return address at one height of the stack.
+    Caller,
+    /// Several of these.
+    Several,
+}
+
 /// What samples stand for.
 #[derive(Clone, Copy, Debug, Default)]
 struct Weight {
@@ -101,17 +112,17 @@ impl KeyLedger {
         }
     }
 
-    /// Divides the totals among the stacks. `one_place` says that the key is no collection of several.
+    /// Divides the totals among the stacks; `missing` gives the stack of a key without samples.
     pub(super) fn close(
         mut self,
         function: Function,
-        one_place: bool,
+        place: Place,
         missing: impl FnOnce() -> StackId,
     ) -> Vec<SiteTotals> {
         if self.totals == Totals::default() {
             return Vec::new();
         }
-        let exact = self.stacks.len() == 1 && one_place;
+        let exact = place == Place::Stack || (place == Place::Caller && self.stacks.len() == 1);
         if self.stacks.is_empty() {
             self.stacks.insert(missing(), Share::default());
         }

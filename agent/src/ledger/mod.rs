@@ -14,8 +14,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use beamscope_probe::{Block, Function, MappingEvent, SampleHeader, SampleOrigin, SiteKey};
 
-pub use interner::{RawStack, StackId, Stacks};
-use key::KeyLedger;
+pub use interner::{StackId, Stacks};
+use key::{KeyLedger, Place};
 use ranges::RangeLedger;
 pub use series::{Point, Series};
 pub use survivors::Survivors;
@@ -116,26 +116,35 @@ impl Ledger {
         self.ranges.observe(at);
     }
 
-    /// Takes a sample whose stack is `stack`; `mean` is the sampling interval in bytes.
-    pub fn sample(&mut self, header: &SampleHeader, stack: StackId, mean: u64) {
+    /// Takes word of a thread, by the NUL-padded name of it, that was seen at `stack`.
+    pub fn thread(&mut self, stack: StackId, command: &[u8]) {
         let threads = self.threads.entry(stack).or_default();
-        let name = thread_name(&header.command);
+        let name = thread_name(command);
         if let Err(place) = threads.binary_search(&name)
             && threads.len() < THREADS
         {
             threads.insert(place, name);
         }
+    }
+
+    /// Takes a sample whose stack is `stack`; `mean` is the sampling interval in bytes.
+    pub fn sample(&mut self, header: &SampleHeader, stack: StackId, mean: u64) {
         match SampleOrigin::try_from(header.origin) {
-            Ok(SampleOrigin::Mapping) => self.ranges.sample(header.thread, header.sequence, stack),
+            Ok(SampleOrigin::Mapping) => self.mapping_stack(header.thread, header.sequence, stack),
             Ok(origin) => self.keys.entry(header.site).or_default().sample(header, origin, stack, mean),
             Err(_) => self.dropped_samples += 1,
         }
     }
 
-    /// Takes a sample of a mapping call that an allocator made for itself outside its allocation functions, as glibc's
-    /// `free` does when it is a thread's first call.
-    pub fn sample_of_allocator(&mut self, header: &SampleHeader) {
-        self.ranges.disown(header.thread, header.sequence);
+    /// Takes the stack of the mapping call of `thread` that is called `sequence`.
+    pub fn mapping_stack(&mut self, thread: u32, sequence: u64, stack: StackId) {
+        self.ranges.sample(thread, sequence, stack);
+    }
+
+    /// Takes word that an allocator made this mapping call for itself outside its allocation functions, as glibc's `free`
+    /// does when it is a thread's first call.
+    pub fn mapping_of_allocator(&mut self, thread: u32, sequence: u64) {
+        self.ranges.disown(thread, sequence);
     }
 
     /// Bytes that were mapped for the stacks of threads.
@@ -175,8 +184,12 @@ impl Ledger {
         let mut parts = self.ranges.close(seconds, || missing(&SiteKey::default()));
         for (key, ledger) in self.keys {
             let function = Function::try_from(key.function).unwrap_or(Function::Malloc);
-            let one_place = key.caller != 0 && key.stack_pointer != 0;
-            parts.extend(ledger.close(function, one_place, || missing(&key)));
+            let place = match key {
+                SiteKey { is_stack: 1, .. } => Place::Stack,
+                SiteKey { caller: 0, .. } | SiteKey { stack_pointer: 0, .. } => Place::Several,
+                _ => Place::Caller,
+            };
+            parts.extend(ledger.close(function, place, || missing(&key)));
         }
         for mut part in parts {
             part.threads = self.threads.get(&part.stack).cloned().unwrap_or_default();

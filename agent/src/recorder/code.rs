@@ -3,19 +3,32 @@
 
 use std::{
     collections::BTreeMap,
+    ops::Range,
     time::{Duration, Instant},
 };
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 
-use beamscope_probe::SampleHeader;
+use beamscope_probe::{MappingEvent, MappingKind};
 
 use crate::{
-    ledger::RawStack,
-    mapping::{Backing, Mappings},
-    stack::{Frame, Stack, unwind::Unwinder},
+    kernel::{object, plan::StackEngine, session::Session},
+    mapping::{Backing, Mapping, Mappings},
+    stack::{
+        Frame, Stack,
+        modules::{self, Modules},
+        raw::{Captured, RawStack},
+        rows,
+        unwind::Unwinder,
+    },
     symbol::NativeSymbols,
-    target::{allocator, maps::FileIdentity, process::Target, sections::UnwindSections},
+    target::{
+        allocator,
+        elf::ModuleFile,
+        maps::{FileIdentity, Maps},
+        process::Target,
+        sections::UnwindSections,
+    },
 };
 
 /// How often the mappings are read again at most, where a stack leads out of those that are known.
@@ -31,20 +44,39 @@ pub(super) struct Code {
     /// Which file is mapped where: another one can come to the same place.
     files: BTreeMap<(u64, u64), FileIdentity>,
     attached: bool,
-    unwinder: Unwinder,
+    /// Code has been mapped that is not known yet.
+    outdated: bool,
+    walker: Walker,
+    /// Where the VM's code at run time lies.
+    jit: Range<u64>,
     symbols: NativeSymbols,
     refreshed: Instant,
     /// Files whose unwind tables could not be read, one sentence each.
     pub(super) defects: Vec<String>,
 }
 
+/// Who walks the stacks, and with what tables.
+#[derive(Debug)]
+enum Walker {
+    Kernel(Modules),
+    Images(Box<Unwinder>),
+}
+
+/// `PROT_EXEC` (mmap(2)).
+const EXECUTABLE: u32 = 4;
+
 impl Code {
-    pub(super) fn new(target: &Target, map_files: bool) -> Self {
+    pub(super) fn new(target: &Target, map_files: bool, engine: StackEngine) -> Self {
         Self {
             mappings: Mappings::default(),
             files: BTreeMap::new(),
             attached: false,
-            unwinder: Unwinder::default(),
+            outdated: false,
+            walker: match engine {
+                StackEngine::Kernel => Walker::Kernel(Modules::default()),
+                StackEngine::Images => Walker::Images(Box::default()),
+            },
+            jit: 0..0,
             symbols: NativeSymbols::new(target.pid(), map_files),
             refreshed: Instant::now(),
             defects: Vec::new(),
@@ -62,51 +94,140 @@ impl Code {
         self.refreshed.elapsed() >= STALE_AFTER
     }
 
+    /// Whether code has been mapped since the mappings were read. Files come a few mappings at a time, and each reading
+    /// costs some milliseconds, so not every one is followed by a reading of its own.
+    pub(super) fn is_outdated(&self) -> bool {
+        self.outdated && self.refreshed.elapsed() >= REFRESH_EVERY
+    }
+
+    /// Takes word of a mapping call.
+    pub(super) fn note_mapping(&mut self, event: &MappingEvent) {
+        self.outdated |= event.kind == MappingKind::Mapped as u32 && event.protection & EXECUTABLE != 0;
+    }
+
+    /// Pages of unwind rows that the kernel needs room for.
+    pub(super) fn row_chunks(&mut self) -> u32 {
+        match &mut self.walker {
+            Walker::Kernel(modules) => modules.reserve(),
+            Walker::Images(_) => 0,
+        }
+    }
+
+    /// Bytes of unwind rows in the kernel.
+    pub(super) fn row_bytes(&self) -> u64 {
+        match &self.walker {
+            Walker::Kernel(modules) => modules.row_bytes(),
+            Walker::Images(_) => 0,
+        }
+    }
+
+    /// Tells the kernel what has changed.
+    pub(super) fn publish(&mut self, session: &mut Session) -> anyhow::Result<()> {
+        if let Walker::Kernel(modules) = &mut self.walker
+            && let Some(update) = modules.update()
+        {
+            session.publish(&update, &self.jit)?;
+        }
+        Ok(())
+    }
+
     /// Reads the mappings, and the tables of files that are new.
     pub(super) fn refresh(&mut self, target: &Target) -> anyhow::Result<()> {
         self.refreshed = Instant::now();
+        self.outdated = false;
         let maps = target.maps()?;
         // What the kernel says of a process whose memory is gone and which is not.
         ensure!(maps.mappings.iter().next().is_some(), "process {} has no mappings left", target.pid());
-        let code = maps
-            .mappings
-            .iter()
-            .filter(|mapping| mapping.permissions.execute && matches!(mapping.backing, Backing::File(_)));
-        for mapping in code {
+        self.remove_unmapped(&maps);
+        for mapping in maps.mappings.iter().filter(|mapping| mapping.permissions.execute) {
             let range = mapping.start.0..mapping.end.0;
-            let identity = maps.files.get(&mapping.start);
-            if identity.is_some() && self.files.get(&(range.start, range.end)) == identity {
+            let identity = maps.files.get(&mapping.start).copied().unwrap_or_default();
+            if self.files.get(&(range.start, range.end)) == Some(&identity) {
                 continue;
             }
             self.files.retain(|(start, end), _| *end <= range.start || range.end <= *start);
-            self.unwinder.remove_modules(&range);
+            self.files.insert((range.start, range.end), identity);
             self.symbols.forget(&range);
-            if let Some(identity) = identity {
-                self.files.insert((range.start, range.end), *identity);
-            }
-            let opened = target
-                .module(&maps, mapping)
-                .and_then(|file| UnwindSections::of(&file).map(|sections| (file, sections)));
-            match opened {
-                Ok((file, sections)) => {
-                    if self.attached && allocator::brings_its_own(&file) {
-                        self.note_defect(format!(
-                            "{} was loaded during the recording and has a malloc of its own, which is not followed",
-                            file.name()
-                        ));
-                    }
-                    self.unwinder.add_module(file.name().to_owned(), range, file.bias, sections);
-                }
-                Err(error) => {
-                    let name = mapping.file_name().unwrap_or_default();
-                    self.note_defect(format!("no unwind tables of {name}: {:#}", anyhow::Error::new(error)));
-                }
+            if let Err(defect) = self.add(target, &maps, mapping) {
+                self.note_defect(format!("{defect:#}"));
             }
         }
+        let jit = maps.mappings.iter().filter(|mapping| mapping.is_jit());
+        let ends = jit.map(|mapping| (mapping.start.0, mapping.end.0));
+        self.jit = ends
+            .reduce(|(start, end), next| (start.min(next.0), end.max(next.1)))
+            .map_or(0..0, |(start, end)| start..end);
         self.attached = true;
-        self.unwinder.set_mappings(maps.mappings.clone());
+        if let Walker::Images(unwinder) = &mut self.walker {
+            unwinder.set_mappings(maps.mappings.clone());
+        }
         self.mappings = maps.mappings;
         Ok(())
+    }
+
+    fn remove_unmapped(&mut self, maps: &Maps) {
+        let is_there = |start: u64, end: u64| {
+            let mapping = maps.mappings.find(crate::mapping::Address(start));
+            mapping.is_some_and(|mapping| mapping.end.0 == end && mapping.permissions.execute)
+        };
+        let gone: Vec<(u64, u64)> = self.files.keys().copied().filter(|(start, end)| !is_there(*start, *end)).collect();
+        for (start, end) in gone {
+            self.files.remove(&(start, end));
+            match &mut self.walker {
+                Walker::Kernel(modules) => modules.remove(&(start..end)),
+                Walker::Images(unwinder) => unwinder.remove_modules(&(start..end)),
+            }
+        }
+    }
+
+    fn add(&mut self, target: &Target, maps: &Maps, mapping: &Mapping) -> anyhow::Result<()> {
+        let range = mapping.start.0..mapping.end.0;
+        let opened = match &mapping.backing {
+            Backing::File(_) => target.module(maps, mapping),
+            Backing::Kernel(name) if name == "[vdso]" => target.vdso(mapping),
+            backing => {
+                if let Walker::Kernel(modules) = &mut self.walker {
+                    let is_trampoline = matches!(backing, Backing::Kernel(name) if name == "[uprobes]");
+                    let what = match backing {
+                        _ if mapping.is_jit() => modules::Code::Jit,
+                        _ if is_trampoline => modules::Code::Trampoline,
+                        _ => modules::Code::Unknown,
+                    };
+                    modules.add(range, what)?;
+                }
+                return Ok(());
+            }
+        };
+        let name = mapping.file_name().unwrap_or("[vdso]").to_owned();
+        let no_tables = || format!("no unwind tables of {name}");
+        let opened = opened.and_then(|file| UnwindSections::of(&file).map(|sections| (file, sections)));
+        let (file, sections) = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                if let Walker::Kernel(modules) = &mut self.walker {
+                    modules.add(range, modules::Code::Unknown)?;
+                }
+                return Err(error).with_context(no_tables);
+            }
+        };
+        self.note_allocator(&file);
+        match &mut self.walker {
+            Walker::Kernel(modules) => {
+                let rows = rows::build(object::HOST, &sections, modules.rules()).with_context(no_tables)?;
+                modules.add_file(range, file.bias, rows).with_context(no_tables)?;
+            }
+            Walker::Images(unwinder) => unwinder.add_module(file.name().to_owned(), range, file.bias, sections),
+        }
+        Ok(())
+    }
+
+    fn note_allocator(&mut self, file: &ModuleFile) {
+        if self.attached && allocator::brings_its_own(file) {
+            self.note_defect(format!(
+                "{} was loaded during the recording and has a malloc of its own, which is not followed",
+                file.name()
+            ));
+        }
     }
 
     fn note_defect(&mut self, defect: String) {
@@ -116,24 +237,25 @@ impl Code {
     }
 
     /// Walks a captured stack; reads the mappings again where it leads out of those that are known.
-    pub(super) fn unwind(
-        &mut self,
-        target: &Target,
-        header: &SampleHeader,
-        image: &[u8],
-        leaf_is_return: bool,
-    ) -> RawStack {
-        let (stack, left_at) = self.unwinder.unwind(header, image, leaf_is_return);
-        let out_of_date = left_at.is_some_and(|address| self.unwinder.is_unmapped(address));
+    pub(super) fn unwind(&mut self, target: &Target, captured: &Captured<'_>, leaf_is_return: bool) -> RawStack {
+        let code = self.jit.clone();
+        // Where the kernel walks the stacks, it sends no images.
+        let Walker::Images(unwinder) = &mut self.walker else { return RawStack::default() };
+        let (stack, left_at) = unwinder.unwind(captured, &code, leaf_is_return);
+        let out_of_date = left_at.is_some_and(|address| unwinder.is_unmapped(address));
         // A process that is gone has no mappings to read; what is known of it stays.
-        if out_of_date && self.refreshed.elapsed() >= REFRESH_EVERY && self.refresh(target).is_ok() {
-            return self.unwinder.unwind(header, image, leaf_is_return).0;
+        if out_of_date
+            && self.refreshed.elapsed() >= REFRESH_EVERY
+            && self.refresh(target).is_ok()
+            && let Walker::Images(unwinder) = &mut self.walker
+        {
+            return unwinder.unwind(captured, &self.jit, leaf_is_return).0;
         }
         stack
     }
 
     /// Looks up the names of new stacks.
-    pub(super) fn learn(&mut self, stacks: &[&RawStack]) {
+    pub(super) fn learn(&mut self, stacks: &[&RawStack], _target: &Target) {
         self.symbols.learn(stacks, &self.mappings);
     }
 

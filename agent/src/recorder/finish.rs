@@ -9,10 +9,10 @@ use super::Recorder;
 use crate::{
     erts::carrier,
     kernel::plan::{MappingCalls, is_mapping_call},
-    ledger::{Ledger, RawStack, SiteTotals},
+    ledger::{Ledger, SiteTotals},
     mapping::Address,
     recording::{CarrierSeen, Ended, Interval, Mode, Probe, Recording, Site},
-    stack::{Frame, FrameKind, KERNEL_MODULE, StackEnd},
+    stack::{Frame, FrameKind, KERNEL_MODULE, raw::RawStack},
     target::allocator::Allocator,
 };
 
@@ -26,8 +26,8 @@ impl Recorder {
     pub fn finish(&mut self, ended: Ended) -> anyhow::Result<Recording> {
         self.session.stop()?;
         let seconds = self.elapsed();
-        self.drain();
-        match self.code.refresh(&self.target) {
+        self.drain()?;
+        match self.refresh() {
             Ok(()) => self.ledger.prove(&self.code.mappings),
             Err(_) if ended == Ended::NodeExited => {}
             Err(error) => {
@@ -46,14 +46,11 @@ impl Recorder {
         let reserved = self.ledger.reserved_bytes();
         let (dropped_samples, dropped_events) = (self.ledger.dropped_samples, self.ledger.dropped_events);
 
-        let Self { ledger, stacks, unnamed, .. } = self;
+        let Self { ledger, stacks, .. } = self;
         let ledger = std::mem::replace(ledger, Ledger::new(0, 1, 0));
         let totals = ledger.close(seconds, live.into_iter(), |key| {
-            let (id, is_new) = stacks.intern(caller_only(key));
-            if is_new {
-                unnamed.push(id);
-            }
-            id
+            let known = if key.is_stack == 0 { None } else { stacks.known(key.caller) };
+            known.unwrap_or_else(|| stacks.intern(caller_only(key)))
         });
         self.learn();
 
@@ -63,13 +60,16 @@ impl Recorder {
             carriers.extend(self.carriers(&totals, sites.len()));
             sites.push(self.site(totals)?);
         }
+        let ends = self.stacks.ends(&self.session)?;
         let freed: u64 = sites.iter().map(|site| site.freed_blocks).sum();
         let allocated: u64 = sites.iter().map(|site| site.allocated_blocks).sum();
         let mut losses = BTreeMap::new();
         let mut counts = BTreeMap::from([
             ("allocated_blocks".to_owned(), allocated),
             ("freed_blocks".to_owned(), freed),
-            ("stack_samples".to_owned(), self.stack_ends.samples),
+            ("walked_stacks".to_owned(), ends.all()),
+            ("complete_stacks".to_owned(), ends.complete()),
+            ("unwind_row_bytes".to_owned(), self.code.row_bytes()),
             ("reserved_bytes".to_owned(), reserved),
             ("thread_stack_bytes".to_owned(), self.ledger.thread_stack_bytes()),
         ]);
@@ -78,15 +78,16 @@ impl Recorder {
             into.insert(counter.name().to_owned(), value);
         }
         for (name, value) in [
-            ("truncated_stacks", self.stack_ends.truncated),
-            ("stacks_without_unwind_information", self.stack_ends.no_unwind_information),
             ("malformed_records", self.malformed),
             ("dropped_samples", dropped_samples),
             ("dropped_mapping_events", dropped_events),
-            ("stack_table_full", self.stacks.refused),
+            ("stacks_without_room", self.stacks.refused()),
             ("addresses_without_readable_symbols", self.code.unreadable_symbols()),
         ] {
             losses.insert(name.to_owned(), value);
+        }
+        for (reason, stacks) in ends.losses() {
+            *losses.entry(reason.to_owned()).or_default() += stacks;
         }
         let probes =
             self.plan.points.iter().map(|point| Probe { place: point.place.clone(), emulated: point.emulated });
@@ -118,8 +119,9 @@ impl Recorder {
     }
 
     /// Takes in what is left in the ring buffers: nothing more comes in.
-    fn drain(&mut self) {
-        while self.poll() {}
+    fn drain(&mut self) -> anyhow::Result<()> {
+        while self.poll()? {}
+        Ok(())
     }
 
     fn site(&self, totals: SiteTotals) -> anyhow::Result<Site> {
@@ -173,6 +175,6 @@ impl Recorder {
 
 /// What is known of the stack of a site that no sample has shown: who called.
 fn caller_only(key: &SiteKey) -> RawStack {
-    let caller = (key.caller != 0).then_some(Address(key.caller));
-    RawStack { addresses: caller.into_iter().collect(), leaf_is_return: true, end: StackEnd::Missing }
+    let caller = (key.caller != 0 && key.is_stack == 0).then_some(Address(key.caller));
+    RawStack { addresses: caller.into_iter().collect(), ..RawStack::default() }
 }

@@ -3,6 +3,7 @@
 mod code;
 mod finish;
 mod looks;
+mod stacks;
 
 use std::{
     num::NonZeroU32,
@@ -11,18 +12,18 @@ use std::{
 };
 
 use anyhow::Context as _;
-use beamscope_probe::SampleOrigin;
+use beamscope_probe::{MappingEvent, SampleHeader, SampleOrigin};
 
 use crate::{
     kernel::{
         features::{Capabilities, KernelFeatures},
         object,
-        plan::{self, AttachPlan, MappingCalls, SystemCallTracing},
+        plan::{self, AttachPlan, MappingCalls, StackEngine, SystemCallTracing},
         session::{Session, Settings},
     },
-    ledger::{Ledger, RawStack, StackId, Stacks},
+    ledger::Ledger,
     recording::Snapshot,
-    stack::StackEnd,
+    stack::raw::RawStack,
     target::{
         allocator::{self, Allocator, Allocators, Located},
         process::Target,
@@ -30,6 +31,7 @@ use crate::{
 };
 use code::Code;
 use looks::Looks;
+use stacks::StackTable;
 
 /// What the user chose.
 #[derive(Clone, Debug)]
@@ -40,11 +42,21 @@ pub struct Options {
     pub live_blocks: u32,
     /// Follows mapping calls at the C library's functions even where the kernel has tracepoints.
     pub no_tracepoints: bool,
+    /// Where stacks are walked; `None`: in the kernel where that is possible.
+    pub stack_engine: Option<StackEngine>,
+    /// Share of each processor's time that walking the stack of every allocation may take.
+    pub walk_share: f64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { sample_interval: 1 << 20, live_blocks: 1 << 20, no_tracepoints: false }
+        Self {
+            sample_interval: 1 << 20,
+            live_blocks: 1 << 20,
+            no_tracepoints: false,
+            stack_engine: None,
+            walk_share: 0.1,
+        }
     }
 }
 
@@ -65,25 +77,15 @@ pub struct Recorder {
     allocator_code: Vec<Range<u64>>,
     session: Session,
     code: Code,
-    stacks: Stacks,
-    unnamed: Vec<StackId>,
+    stacks: StackTable,
     ledger: Ledger,
     started: Instant,
     start_unix: u64,
     learned: Instant,
     snapshots: Vec<Snapshot>,
     looks: Looks,
-    stack_ends: StackEnds,
     malformed: u64,
     defects: Vec<String>,
-}
-
-/// Samples by how far their stack could be walked.
-#[derive(Clone, Copy, Debug, Default)]
-struct StackEnds {
-    samples: u64,
-    truncated: u64,
-    no_unwind_information: u64,
 }
 
 impl Recorder {
@@ -106,15 +108,24 @@ impl Recorder {
         } else {
             SystemCallTracing::of(features)
         };
-        let plan = AttachPlan::new(object::HOST, &allocators, &tracing, target.pid());
-        let mut code = Code::new(&target, features.capabilities.clone().is_ok_and(Capabilities::can_open_mapped_files));
+        let (engine, note) = StackEngine::of(features, options.stack_engine);
+        let mut plan = AttachPlan::new(object::HOST, &allocators, &tracing, engine, target.pid());
+        plan.notes.extend(note);
+        let through_map_files = features.capabilities.clone().is_ok_and(Capabilities::can_open_mapped_files);
+        let mut code = Code::new(&target, through_map_files, engine);
         code.refresh(&target)?;
         let pid = NonZeroU32::new(target.pid()).context("process 0 is the kernel's idle task")?;
         let heap_end = code.heap_end();
-        let settings =
-            Settings { sample_interval: options.sample_interval, live_blocks: options.live_blocks, heap_end };
-        let session = Session::attach(&plan, pid, &settings)
+        let settings = Settings {
+            sample_interval: options.sample_interval,
+            live_blocks: options.live_blocks,
+            heap_end,
+            row_chunks: code.row_chunks(),
+            walk_share: options.walk_share,
+        };
+        let mut session = Session::attach(&plan, pid, &settings)
             .with_context(|| format!("cannot follow the allocations of process {pid}"))?;
+        code.publish(&mut session)?;
         Ok(Self {
             target,
             options,
@@ -123,15 +134,13 @@ impl Recorder {
             allocators,
             session,
             code,
-            stacks: Stacks::default(),
-            unnamed: Vec::new(),
+            stacks: StackTable::default(),
             ledger: Ledger::new(0, procfs::page_size(), heap_end),
             started: Instant::now(),
             start_unix: 0,
             learned: Instant::now(),
             snapshots: Vec::new(),
             looks: Looks::default(),
-            stack_ends: StackEnds::default(),
             malformed: 0,
             defects,
         })
@@ -164,41 +173,87 @@ impl Recorder {
     }
 
     /// Takes in what the probe has sent; true where there is more. To be called every few ten milliseconds: the ring
-    /// buffer holds about two thousand stacks.
-    pub fn poll(&mut self) -> bool {
-        let Self { session, ledger, malformed, .. } = self;
-        let events = session.read_mappings(RECORDS_AT_ONCE, malformed, |event| ledger.mapping(event));
-        let Self { session, ledger, malformed, code, target, stacks, unnamed, stack_ends, plan, options, .. } = self;
-        let allocator_code = &self.allocator_code;
-        let samples = session.read_samples(RECORDS_AT_ONCE, malformed, |header, image| {
-            let from_system_call = header.origin == SampleOrigin::Mapping as u32
-                && matches!(plan.mapping_calls, MappingCalls::SystemCalls { .. });
-            let stack = code.unwind(target, header, image, !from_system_call);
-            stack_ends.count(&stack);
-            if header.origin == SampleOrigin::Mapping as u32 && is_in(allocator_code, &stack) {
-                ledger.sample_of_allocator(header);
-                return;
-            }
-            let (id, is_new) = stacks.intern(stack);
-            if is_new {
-                unnamed.push(id);
-            }
-            ledger.sample(header, id, options.sample_interval);
-        });
+    /// buffer holds about a thousand images of stacks.
+    pub fn poll(&mut self) -> anyhow::Result<bool> {
+        let mut keys = Vec::new();
+        let new_stacks = self.session.read_new_stacks(RECORDS_AT_ONCE, &mut self.malformed, |key| keys.push(key));
+        for key in keys {
+            self.stacks.walked(key, &self.session, &self.target, &mut self.ledger)?;
+        }
+        let mut events = Vec::new();
+        self.session.read_mappings(RECORDS_AT_ONCE, &mut self.malformed, |event| events.push(*event));
+        for event in &events {
+            self.take_mapping(event)?;
+        }
+        let samples = self.take_samples()?;
+        if self.code.is_outdated() {
+            // A process that is gone has no mappings to read; what is known of it stays.
+            self.refresh().unwrap_or_default();
+        }
         if self.learned.elapsed() >= LEARN_EVERY {
             self.learn();
         }
-        events == RECORDS_AT_ONCE || samples == RECORDS_AT_ONCE
+        Ok([new_stacks, events.len(), samples].contains(&RECORDS_AT_ONCE))
+    }
+
+    fn take_mapping(&mut self, event: &MappingEvent) -> anyhow::Result<()> {
+        self.ledger.mapping(event);
+        self.code.note_mapping(event);
+        if event.sequence == 0 || self.plan.engine == StackEngine::Images {
+            return Ok(());
+        }
+        let id = self.stacks.walked(event.stack, &self.session, &self.target, &mut self.ledger)?;
+        if self.stacks.get(id).is_some_and(|stack| is_in(&self.allocator_code, stack)) {
+            self.ledger.mapping_of_allocator(event.thread, event.sequence);
+        } else {
+            self.ledger.mapping_stack(event.thread, event.sequence, id);
+        }
+        Ok(())
+    }
+
+    fn take_samples(&mut self) -> anyhow::Result<usize> {
+        let Self { session, ledger, malformed, code, target, stacks, plan, options, allocator_code, .. } = self;
+        let mut walked: Vec<SampleHeader> = Vec::new();
+        let samples = session.read_samples(RECORDS_AT_ONCE, malformed, |header, captured| {
+            let Some(captured) = captured else {
+                walked.push(*header);
+                return;
+            };
+            let is_mapping = header.origin == SampleOrigin::Mapping as u32;
+            let from_system_call = is_mapping && matches!(plan.mapping_calls, MappingCalls::SystemCalls { .. });
+            let stack = code.unwind(target, &captured, !from_system_call);
+            stacks.count(&stack);
+            if is_mapping && is_in(allocator_code, &stack) {
+                ledger.mapping_of_allocator(header.thread, header.sequence);
+                return;
+            }
+            let id = stacks.intern(stack);
+            ledger.thread(id, &captured.image.command);
+            ledger.sample(header, id, options.sample_interval);
+        });
+        for header in walked {
+            let id = self.stacks.walked(header.stack, &self.session, &self.target, &mut self.ledger)?;
+            self.ledger.sample(&header, id, self.options.sample_interval);
+        }
+        Ok(samples)
+    }
+
+    fn refresh(&mut self) -> anyhow::Result<()> {
+        self.code.refresh(&self.target)?;
+        self.code.publish(&mut self.session)
     }
 
     /// Takes the kernel's counters and figures. To be called about once a second.
     pub fn observe(&mut self) -> anyhow::Result<()> {
-        self.poll();
+        self.poll()?;
         let at = self.elapsed();
         let sites = self.session.sites()?;
         self.session.prepare_for_full_sites(&sites)?;
+        for (key, _) in sites.iter().filter(|(key, _)| key.is_stack != 0) {
+            self.stacks.walked(key.caller, &self.session, &self.target, &mut self.ledger)?;
+        }
         // A process that is gone has no mappings to read; what is known of it stays.
-        if self.code.is_stale() && self.code.refresh(&self.target).is_ok() {
+        if self.code.is_stale() && self.refresh().is_ok() {
             self.ledger.prove(&self.code.mappings);
         }
         self.ledger.observe(at, &sites);
@@ -219,12 +274,8 @@ impl Recorder {
 
     fn learn(&mut self) {
         self.learned = Instant::now();
-        let Self { unnamed, stacks, code, .. } = self;
-        if unnamed.is_empty() {
-            return;
-        }
-        code.learn(&unnamed.iter().filter_map(|id| stacks.get(*id)).collect::<Vec<_>>());
-        unnamed.clear();
+        let Self { stacks, code, target, .. } = self;
+        stacks.learn(|new| code.learn(new, target));
     }
 }
 
@@ -241,14 +292,6 @@ fn code_of(allocator: &Allocator) -> impl Iterator<Item = Range<u64>> + '_ {
 fn is_in(code: &[Range<u64>], stack: &RawStack) -> bool {
     // Return addresses: the call stands before them.
     stack.addresses.iter().any(|address| code.iter().any(|range| range.contains(&address.0.saturating_sub(1))))
-}
-
-impl StackEnds {
-    fn count(&mut self, stack: &RawStack) {
-        self.samples += 1;
-        self.truncated += u64::from(stack.end == StackEnd::Truncated);
-        self.no_unwind_information += u64::from(stack.end == StackEnd::NoUnwindInformation);
-    }
 }
 
 /// Nanoseconds of the clock that the probe stamps its records with.

@@ -2,22 +2,21 @@
 
 use std::{fmt, ops::Range};
 
-use beamscope_probe::SampleHeader;
+use beamscope_probe::{ErlangEnd, NATIVE_FRAMES, StackImage};
 use framehop::{
     CacheNative, Error, ExplicitModuleSectionInfo, FrameAddress, MayAllocateDuringUnwind, Module, UnwindRegsNative,
     Unwinder as _, UnwinderNative,
 };
-use gimli::{BaseAddresses, CieOrFde, DebugFrame, EhFrame, EndianSlice, LittleEndian, UnwindOffset, UnwindSection};
+use gimli::{DebugFrame, EhFrame, LittleEndian};
 
-use super::StackEnd;
+use super::{
+    StackEnd, cfi,
+    raw::{self, Captured, RawErlang, RawStack},
+};
 use crate::{
-    ledger::RawStack,
     mapping::{Address, Mappings},
     target::sections::{Section, SectionBytes, UnwindSections},
 };
-
-/// Frames that are walked at most. Deeper stacks are recursions, whose end is at the leaf.
-const MAXIMUM_FRAMES: usize = 128;
 
 /// Walks the stacks of one process.
 pub struct Unwinder {
@@ -104,41 +103,67 @@ impl Unwinder {
         self.mappings.find(Address(address)).is_none()
     }
 
-    /// Walks the stack of a sample; `image` is what was captured of it, from the page of the stack pointer on. Also says
-    /// the address at which the walk ended because no code is known there.
-    pub fn unwind(&mut self, header: &SampleHeader, image: &[u8], leaf_is_return: bool) -> (RawStack, Option<u64>) {
-        let captured = usize::try_from(header.captured).unwrap_or(0).min(image.len());
-        let image = image.get(..captured).unwrap_or_default();
-        let mut stack = RawStack { addresses: Vec::new(), leaf_is_return, end: StackEnd::NoUnwindInformation };
+    /// Walks a captured stack. `code` is where the VM's code at run time lies. Also says the address at which the walk ended
+    /// because no code is known there.
+    pub fn unwind(
+        &mut self,
+        captured: &Captured<'_>,
+        code: &Range<u64>,
+        leaf_is_return: bool,
+    ) -> (RawStack, Option<u64>) {
+        let Captured { image, stack, erlang } = captured;
+        let (addresses, end, left_at) = self.walk(image, stack, leaf_is_return);
+        let erlang_end = ErlangEnd::try_from(image.erlang_end).unwrap_or(ErlangEnd::Implausible);
+        let stack = RawStack {
+            leaf_is_return,
+            end,
+            erlang: RawErlang::of_words(Address(image.current), erlang, erlang_end, code, addresses.len()),
+            addresses,
+            scheduler: raw::scheduler(image.scheduler),
+            driver: Address(image.driver),
+        };
+        (stack, left_at)
+    }
+
+    fn walk(
+        &mut self,
+        image: &StackImage,
+        bytes: &[u8],
+        leaf_is_return: bool,
+    ) -> (Vec<Address>, StackEnd, Option<u64>) {
+        let captured = usize::try_from(image.captured).unwrap_or(0).min(bytes.len());
+        let bytes = bytes.get(..captured).unwrap_or_default();
+        let mut addresses = Vec::new();
+        let mut end = StackEnd::NoUnwindInformation;
         let mut truncated = false;
         let mut read = |address: u64| {
-            let word = stack_word(image, header.stack_pointer, address);
+            let word = stack_word(bytes, image.stack_pointer, address);
             truncated |= word.is_none();
             word.ok_or(())
         };
-        let Some(mut address) = frame_address(header.instruction_pointer, leaf_is_return) else {
-            return (stack, None);
+        let Some(mut address) = frame_address(image.instruction_pointer, leaf_is_return) else {
+            return (addresses, end, None);
         };
         let mut left_at = None;
-        let mut registers = registers(header);
+        let mut registers = registers(image);
         loop {
             let pc = address.address();
             let lookup = address.address_for_lookup();
+            addresses.push(Address(pc));
             let Some(mapping) = self.mappings.find(Address(lookup)).filter(|mapping| mapping.permissions.execute)
             else {
                 left_at = Some(lookup);
                 break;
             };
-            stack.addresses.push(Address(pc));
             if mapping.is_jit() {
-                stack.end = StackEnd::Jit;
-                break;
-            }
-            if stack.addresses.len() >= MAXIMUM_FRAMES {
-                stack.end = StackEnd::Truncated;
+                end = StackEnd::Jit;
                 break;
             }
             if !self.is_covered(lookup) {
+                break;
+            }
+            if addresses.len() >= NATIVE_FRAMES {
+                end = StackEnd::Truncated;
                 break;
             }
             match self.tables.unwind_frame(address, &mut registers, &mut self.cache, &mut read) {
@@ -147,52 +172,37 @@ impl Unwinder {
                     None => break,
                 },
                 Ok(None) | Err(Error::ReturnAddressIsNull) => {
-                    stack.end = StackEnd::Root;
+                    end = StackEnd::Root;
                     break;
                 }
                 Err(_) => break,
             }
         }
-        if stack.end == StackEnd::NoUnwindInformation && truncated {
-            stack.end = StackEnd::Truncated;
+        if end == StackEnd::NoUnwindInformation && truncated {
+            end = StackEnd::Truncated;
         }
-        (stack, left_at)
+        (addresses, end, left_at)
     }
 }
 
 /// The functions for which `tables` say how to unwind, by their addresses in memory.
 fn covered(tables: &UnwindSections, bias: u64) -> Vec<Range<u64>> {
-    let bases = BaseAddresses::default();
-    let start = |section: &Option<Section>| section.as_ref().map(|section| section.addresses.start);
-    let bases = start(&tables.eh_frame).map_or(bases.clone(), |at| bases.clone().set_eh_frame(at));
-    let bases = start(&tables.text).map_or(bases.clone(), |at| bases.clone().set_text(at));
-    let bases = start(&tables.got).map_or(bases.clone(), |at| bases.clone().set_got(at));
+    let bases = cfi::bases(tables);
     let mut covered = Vec::new();
+    let mut add = |function: &cfi::Function<'_>| {
+        let begin = function.initial_address().wrapping_add(bias);
+        if let Some(end) = begin.checked_add(function.len()) {
+            covered.push(begin..end);
+        }
+    };
     if let Some(section) = &tables.eh_frame {
-        add_covered(&EhFrame::new(&section.bytes, LittleEndian), &bases, bias, &mut covered);
+        cfi::functions(&EhFrame::new(&section.bytes, LittleEndian), &bases, &mut add);
     }
     if let Some(section) = &tables.debug_frame {
-        add_covered(&DebugFrame::new(&section.bytes, LittleEndian), &bases, bias, &mut covered);
+        cfi::functions(&DebugFrame::new(&section.bytes, LittleEndian), &bases, &mut add);
     }
     covered.sort_by_key(|range| range.start);
     covered
-}
-
-fn add_covered<'a, S>(section: &S, bases: &BaseAddresses, bias: u64, covered: &mut Vec<Range<u64>>)
-where
-    S: UnwindSection<EndianSlice<'a, LittleEndian>>,
-    S::Offset: UnwindOffset<usize>,
-{
-    let mut entries = section.entries(bases);
-    // A table that is broken from some place on covers what stands before it.
-    while let Ok(Some(entry)) = entries.next() {
-        let CieOrFde::Fde(partial) = entry else { continue };
-        let Ok(entry) = partial.parse(S::cie_from_offset) else { continue };
-        let begin = entry.initial_address().wrapping_add(bias);
-        if let Some(end) = begin.checked_add(entry.len()) {
-            covered.push(begin..end);
-        }
-    }
 }
 
 fn split(section: Option<Section>) -> (Option<Range<u64>>, Option<SectionBytes>) {
@@ -221,15 +231,15 @@ fn stack_word(image: &[u8], stack_pointer: u64, address: u64) -> Option<u64> {
 }
 
 #[cfg(target_arch = "x86_64")]
-fn registers(header: &SampleHeader) -> UnwindRegsNative {
-    UnwindRegsNative::new(header.instruction_pointer, header.stack_pointer, header.frame_pointer)
+fn registers(image: &StackImage) -> UnwindRegsNative {
+    UnwindRegsNative::new(image.instruction_pointer, image.stack_pointer, image.frame_pointer)
 }
 
 #[cfg(target_arch = "aarch64")]
-fn registers(header: &SampleHeader) -> UnwindRegsNative {
+fn registers(image: &StackImage) -> UnwindRegsNative {
     // Addresses have 48 bits in user space; what lies above them in a return address authenticates it.
     let mask = framehop::aarch64::PtrAuthMask::from_max_known_address((1 << 48) - 1);
-    UnwindRegsNative::new_with_ptr_auth_mask(mask, header.link_register, header.stack_pointer, header.frame_pointer)
+    UnwindRegsNative::new_with_ptr_auth_mask(mask, image.link_register, image.stack_pointer, image.frame_pointer)
 }
 
 #[cfg(test)]
@@ -249,10 +259,11 @@ mod tests {
     }
 
     #[test]
-    fn a_stack_outside_all_mappings_is_empty() {
-        let header = SampleHeader { instruction_pointer: 0x1234, captured: 4096, ..SampleHeader::default() };
-        let (stack, left_at) = Unwinder::default().unwind(&header, &[0; 4096], true);
-        assert_eq!((stack.addresses.as_slice(), stack.end), (&[][..], StackEnd::NoUnwindInformation));
+    fn a_stack_outside_all_mappings_ends_at_once() {
+        let image = StackImage { instruction_pointer: 0x1234, captured: 4096, ..StackImage::default() };
+        let captured = Captured { image, stack: &[0; 4096], erlang: Vec::new() };
+        let (stack, left_at) = Unwinder::default().unwind(&captured, &(0..0), true);
+        assert_eq!((stack.addresses.as_slice(), stack.end), (&[Address(0x1234)][..], StackEnd::NoUnwindInformation));
         assert_eq!(left_at, Some(0x1233));
     }
 }

@@ -8,9 +8,8 @@ use std::{
 use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolized, Symbolizer, source::Process, source::Source};
 
 use crate::{
-    ledger::RawStack,
     mapping::{Address, Backing, Mapping, Mappings},
-    stack::{Frame, FrameKind, Stack},
+    stack::{Frame, FrameKind, Stack, raw::RawStack},
 };
 
 /// Names that were found for one process. They are looked up while the process lives and kept after it.

@@ -26,7 +26,7 @@ pub struct Maps {
 /// Device and inode number of a file, as `/proc/PID/maps` gives them.
 ///
 /// On overlayfs and btrfs they differ from what `stat` says of the same file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FileIdentity {
     /// Major and minor number of the device.
     pub device: (u32, u32),

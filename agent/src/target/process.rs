@@ -196,6 +196,17 @@ impl Target {
         Ok(self.process.tasks()?.filter_map(inner).collect())
     }
 
+    /// The name of one of its threads, by the number that it has here. A thread that has ended has none.
+    pub fn thread_name(&self, thread: u32) -> Option<String> {
+        let task = self.process.task_from_tid(i32::try_from(thread).ok()?).ok()?;
+        task.stat().ok().map(|stat| stat.comm)
+    }
+
+    /// The ELF file of the kernel's in `mapping`.
+    pub fn vdso(&self, mapping: &Mapping) -> Result<ModuleFile, ModuleError> {
+        ModuleFile::of_kernel(mapping, &self.memory)
+    }
+
     /// The file behind `mapping`, a line of `maps`.
     pub fn module(&self, maps: &Maps, mapping: &Mapping) -> Result<ModuleFile, ModuleError> {
         ModuleFile::open(&self.folder, maps, mapping, &self.memory)

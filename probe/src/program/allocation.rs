@@ -15,6 +15,7 @@ use super::{
     registers::{RETURN_ADDRESS_BYTES, Registers},
     sample,
     thread::{in_allocation, now, thread},
+    walk,
 };
 
 const ANY: u64 = 0;
@@ -88,9 +89,9 @@ pub(crate) fn enter(registers: &Registers, request: &Request) {
     }
 }
 
-/// Some allocation function returns; `result` is its return value.
+/// Some allocation function returns; `result` is its return value. `WALK`: stacks are walked here.
 #[inline(always)]
-pub(crate) fn leave(registers: &Registers, result: u64) {
+pub(crate) fn leave<const WALK: bool>(registers: &Registers, result: u64) {
     let control = recording();
     let Some(call) = CALLS.get_ptr_mut(thread()) else {
         if control.is_some() {
@@ -154,14 +155,24 @@ pub(crate) fn leave(registers: &Registers, result: u64) {
     if replaces {
         freed(&call.replaced);
     }
+    let allocated_at = now();
     let mut key = SiteKey {
         caller: registers.instruction_pointer,
         stack_pointer: registers.stack_pointer,
         function,
-        reserved: 0,
+        is_stack: 0,
     };
+    if WALK {
+        if walk::is_affordable(control, allocated_at) {
+            if let Some(stack) = walk::of_allocation(control, registers, allocated_at) {
+                key = SiteKey { caller: stack, stack_pointer: 0, function, is_stack: 1 };
+            }
+        } else {
+            count(Counter::UnwalkedAllocations);
+        }
+    }
     let Some(site) = find_site(&mut key) else { return };
-    let block = Block { size: call.size, allocated_at: now(), site: key };
+    let block = Block { size: call.size, allocated_at, site: key };
     if !track(address, &block) {
         return;
     }
@@ -169,7 +180,9 @@ pub(crate) fn leave(registers: &Registers, result: u64) {
     let words = unsafe { (&raw mut (*site).allocated_bytes, &raw mut (*site).allocated_blocks) };
     add(words.0, call.size);
     add(words.1, 1);
-    sample::of_allocation(control, site, address, &block, registers);
+    if key.is_stack == 0 {
+        sample::of_allocation::<WALK>(control, site, address, &block, registers);
+    }
 }
 
 /// `free` begins.
@@ -240,6 +253,7 @@ fn find_site(key: &mut SiteKey) -> Option<*mut Site> {
     }
     count(Counter::SiteTableFull);
     key.stack_pointer = 0;
+    key.is_stack = 0;
     if let Some(site) = SITES.get_ptr_mut(*key) {
         return Some(site);
     }

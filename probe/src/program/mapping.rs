@@ -10,6 +10,7 @@ use super::{
     registers::Registers,
     sample,
     thread::{in_allocation, now, process, thread},
+    walk,
 };
 
 const MAP_ANONYMOUS: u32 = 0x20;
@@ -75,17 +76,18 @@ pub(crate) fn enter(request: &MappingRequest) {
     }
 }
 
-/// A mapping call returns `result`.
+/// A mapping call returns `result`. `WALK`: stacks are walked here.
 #[inline(always)]
-pub(crate) fn leave(result: u64, caller: Caller<'_>) {
+pub(crate) fn leave<const WALK: bool>(result: u64, caller: Caller<'_>) {
     let thread = thread();
     let Some(request) = MAPPING_CALLS.get_ptr(thread) else { return };
     // SAFETY: only the current thread writes its entry.
     let request = unsafe { *request };
     // An entry that cannot be removed is written over by the thread's next call.
-    if MAPPING_CALLS.remove(thread).is_err() || recording().is_none() {
+    if MAPPING_CALLS.remove(thread).is_err() {
         return;
     }
+    let Some(control) = recording() else { return };
     let is = |function: Function| request.function == function as u32;
     let [first, second, third, fourth] = request.arguments;
     let failed = result >= FIRST_ERROR;
@@ -128,18 +130,28 @@ pub(crate) fn leave(result: u64, caller: Caller<'_>) {
         event.flags = fourth as u32;
         holds_memory = event.flags & MAP_ANONYMOUS != 0;
     }
-    if holds_memory && request.in_allocator == 0 {
-        event.sequence = event.at;
+    if !holds_memory || request.in_allocator != 0 {
+        send(&event);
+        return;
     }
-    send(&event);
-    if event.sequence != 0 {
-        let registers = match caller {
-            Caller::Function(registers) => Some(*registers),
-            Caller::SystemCall => Registers::of_system_call(),
-        };
-        match registers {
-            Some(registers) => sample::of_mapping(event.sequence, event.length, &registers),
-            None => count(Counter::FailedReads),
+    event.sequence = event.at;
+    let registers = match &caller {
+        Caller::Function(registers) => Some(**registers),
+        Caller::SystemCall => Registers::of_system_call(),
+    };
+    if registers.is_none() {
+        count(Counter::FailedReads);
+    }
+    if WALK {
+        if let Some(registers) = &registers {
+            let leaf_is_return = matches!(caller, Caller::Function(_));
+            event.stack = walk::stack(control, registers, leaf_is_return).unwrap_or(0);
+        }
+        send(&event);
+    } else {
+        send(&event);
+        if let Some(registers) = &registers {
+            sample::of_mapping(control, event.sequence, event.length, registers);
         }
     }
 }

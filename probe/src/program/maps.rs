@@ -8,9 +8,15 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
-use beamscope_probe::{Block, Call, Control, Counter, EXPONENTIAL_DRAWS, Site, SiteKey};
+use beamscope_probe::{
+    Block, Call, Control, Counter, EXPONENTIAL_DRAWS, MODULES, Module, PLACES, ROWS_PER_CHUNK, Row, Rule, Scheduler,
+    Site, SiteKey, StoredStack, WALK_ENDS,
+};
 
-use super::mapping::MappingRequest;
+use super::{
+    mapping::MappingRequest,
+    walk::{Budget, SLOTS, Walk},
+};
 
 /// One element, written by the agent.
 #[map]
@@ -47,6 +53,40 @@ pub(crate) static MAPPINGS: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
 /// Mapping calls in progress, by thread id.
 #[map]
 pub(crate) static MAPPING_CALLS: HashMap<u32, MappingRequest> = HashMap::with_max_entries(16_384, 0);
+/// Threads that run Erlang processes, by thread id.
+#[map]
+pub(crate) static SCHEDULERS: HashMap<u32, Scheduler> = HashMap::with_max_entries(8192, 0);
+/// Ranges of code: two tables, one of which is in use.
+#[map]
+pub(crate) static MODULE_TABLE: Array<Module> = Array::with_max_entries(2 * MODULES, 0);
+/// Unwind rows of all modules: an offset in the lower half, the index of a rule in the upper. The agent sets the number
+/// of chunks.
+#[map]
+pub(crate) static ROWS: Array<[Row; ROWS_PER_CHUNK]> = Array::with_max_entries(1, 0);
+/// What the rows refer to.
+#[map]
+pub(crate) static RULES: Array<Rule> = Array::with_max_entries(1 << 15, 0);
+/// Rules of the places that were last asked for.
+#[map]
+pub(crate) static PLACE_CACHE: Array<u64> = Array::with_max_entries(PLACES, 0);
+/// Walks in progress.
+#[map]
+pub(crate) static WALKS: PerCpuArray<Walk> = PerCpuArray::with_max_entries(SLOTS, 0);
+/// What walks may cost.
+#[map]
+pub(crate) static WALK_BUDGET: PerCpuArray<Budget> = PerCpuArray::with_max_entries(1, 0);
+/// Walks by how they ended.
+#[map]
+pub(crate) static WALKS_BY_END: PerCpuArray<u64> = PerCpuArray::with_max_entries(WALK_ENDS, 0);
+/// All stacks that were walked, by a hash of them. Memory is taken as it is needed.
+#[map]
+pub(crate) static STACKS: HashMap<u64, StoredStack> = HashMap::with_max_entries(1 << 15, NO_PREALLOC);
+/// Keys of stacks that are new.
+#[map]
+pub(crate) static NEW_STACKS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+
+/// `BPF_F_NO_PREALLOC` (include/uapi/linux/bpf.h).
+const NO_PREALLOC: u32 = 1;
 
 /// `bpf_ringbuf_submit`: the agent polls, so that the node's thread need not wake it.
 pub(crate) const NO_WAKEUP: u64 = 1;

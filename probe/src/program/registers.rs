@@ -13,6 +13,9 @@ pub(crate) struct Registers {
     pub(crate) stack_pointer: u64,
     pub(crate) frame_pointer: u64,
     pub(crate) link_register: u64,
+    /// `r13` or `x21`, in which the VM's code at run time keeps the Erlang process (`c_p` in
+    /// erts/emulator/beam/jit/{x86,arm}/beam_asm.hpp, OTP 25.2.3 and 27.3.4.1).
+    pub(crate) process: u64,
 }
 
 /// Bytes by which a return moves the stack pointer.
@@ -45,14 +48,20 @@ impl Registers {
             stack_pointer: registers.rsp,
             frame_pointer: registers.rbp,
             link_register: 0,
+            process: registers.r13,
         }
     }
 
     #[cfg(bpf_target_arch = "aarch64")]
     #[inline(always)]
     fn from_context(registers: &pt_regs) -> Self {
-        let [.., frame_pointer, link_register] = registers.regs;
-        Self { instruction_pointer: registers.pc, stack_pointer: registers.sp, frame_pointer, link_register }
+        Self {
+            instruction_pointer: registers.pc,
+            stack_pointer: registers.sp,
+            frame_pointer: registers.regs[29],
+            link_register: registers.regs[30],
+            process: registers.regs[21],
+        }
     }
 
     /// Of the current thread where it entered the kernel. Needs `bpf_task_pt_regs` (Linux 5.15).
@@ -76,6 +85,8 @@ impl Registers {
             // SAFETY: as above.
             frame_pointer: kernel_word(unsafe { &raw const (*registers).rbp })?,
             link_register: 0,
+            // SAFETY: as above.
+            process: kernel_word(unsafe { &raw const (*registers).r13 })?,
         })
     }
 
@@ -91,6 +102,8 @@ impl Registers {
             frame_pointer: kernel_word(unsafe { &raw const (*registers).regs[29] })?,
             // SAFETY: as above.
             link_register: kernel_word(unsafe { &raw const (*registers).regs[30] })?,
+            // SAFETY: as above.
+            process: kernel_word(unsafe { &raw const (*registers).regs[21] })?,
         })
     }
 }

@@ -6,12 +6,17 @@ use aya_ebpf::helpers::{
     bpf_get_current_comm,
     generated::{bpf_get_prandom_u32, bpf_probe_read_user},
 };
-use beamscope_probe::{Block, Control, Counter, EXPONENTIAL_DRAWS, STACK_BYTES, SampleHeader, SampleOrigin, Site};
+use beamscope_probe::{
+    Block, Control, Counter, ERLANG_WORDS, EXPONENTIAL_DRAWS, ErlangEnd, STACK_BYTES, SampleHeader, SampleOrigin, Site,
+    StackImage,
+};
 
 use super::{
+    erlang::Erlang,
     maps::{COUNTDOWN, EXPONENTIAL, NO_WAKEUP, SAMPLES, add, count},
     registers::Registers,
     thread::thread,
+    walk,
 };
 
 /// Bytes that are read at a time: no page is smaller, so a chunk is readable as a whole or not at all.
@@ -20,12 +25,20 @@ const CHUNK: usize = 4096;
 #[repr(C)]
 struct Sample {
     header: SampleHeader,
+    image: StackImage,
     stack: [u8; STACK_BYTES],
+    erlang: [u64; ERLANG_WORDS],
 }
 
-/// Captures the stack of an allocation where it is a site's first or the next sample is due.
+/// Captures the stack of an allocation where it is a site's first or the next sample is due. `WALK`: it is walked here.
 #[inline(always)]
-pub(crate) fn of_allocation(control: &Control, site: *mut Site, address: u64, block: &Block, registers: &Registers) {
+pub(crate) fn of_allocation<const WALK: bool>(
+    control: &Control,
+    site: *mut Site,
+    address: u64,
+    block: &Block,
+    registers: &Registers,
+) {
     // SAFETY: a map value, valid until the program ends.
     let introductions = unsafe { &raw mut (*site).introductions };
     // SAFETY: as above; a race only captures one stack more.
@@ -42,19 +55,26 @@ pub(crate) fn of_allocation(control: &Control, site: *mut Site, address: u64, bl
         sequence: block.allocated_at,
         address,
         size: block.size,
+        stack: 0,
+        thread: thread(),
         origin: origin as u32,
-        ..SampleHeader::default()
     };
-    if capture(&header, registers) && introduce {
+    let captured = if WALK {
+        let stack = walk::stack(control, registers, true).unwrap_or(0);
+        stack != 0 && send(&SampleHeader { stack, ..header })
+    } else {
+        capture(control, &header, registers)
+    };
+    if captured && introduce {
         add(introductions, 1);
     }
 }
 
 /// Captures the stack of a mapping call.
 #[inline(always)]
-pub(crate) fn of_mapping(sequence: u64, size: u64, registers: &Registers) {
+pub(crate) fn of_mapping(control: &Control, sequence: u64, size: u64, registers: &Registers) {
     let origin = SampleOrigin::Mapping as u32;
-    capture(&SampleHeader { sequence, size, origin, ..SampleHeader::default() }, registers);
+    capture(control, &SampleHeader { sequence, size, origin, thread: thread(), ..SampleHeader::default() }, registers);
 }
 
 /// Whether one of the points that lie on the line of allocated bytes, at exponential distances, lies in the next
@@ -78,33 +98,57 @@ fn is_due(size: u64) -> bool {
     true
 }
 
-/// Sends the stack; false where the ring buffer is full.
+/// Sends a sample whose stack is in the map `STACKS`; false where the ring buffer is full.
 #[inline(always)]
-fn capture(header: &SampleHeader, registers: &Registers) -> bool {
+fn send(header: &SampleHeader) -> bool {
+    let Some(mut entry) = SAMPLES.reserve::<SampleHeader>(0) else {
+        count(Counter::LostSamples);
+        return false;
+    };
+    entry.write(*header);
+    entry.submit(NO_WAKEUP);
+    true
+}
+
+/// Sends the stack itself; false where the ring buffer is full.
+#[inline(always)]
+fn capture(control: &Control, header: &SampleHeader, registers: &Registers) -> bool {
     let Some(mut entry) = SAMPLES.reserve::<Sample>(0) else {
         count(Counter::LostSamples);
         return false;
     };
     let sample = entry.as_mut_ptr();
     // SAFETY: the reserved record, which is large enough.
-    let (stack, into) = unsafe { ((&raw mut (*sample).stack).cast::<u8>(), &raw mut (*sample).header) };
+    let (stack, words) = unsafe { ((&raw mut (*sample).stack).cast::<u8>(), &raw mut (*sample).erlang) };
     let captured = read_stack(stack, registers.stack_pointer);
-    // SAFETY: as above.
-    unsafe {
-        ptr::write(
-            into,
-            SampleHeader {
-                instruction_pointer: registers.instruction_pointer,
-                stack_pointer: registers.stack_pointer,
-                frame_pointer: registers.frame_pointer,
-                link_register: registers.link_register,
-                thread: thread(),
-                captured,
-                command: bpf_get_current_comm().unwrap_or_default(),
-                ..*header
-            },
-        );
+    let mut erlang = Erlang::of_thread(control, header.thread, 0);
+    let bytes = erlang.bottom - erlang.top;
+    let mut erlang_words = 0;
+    if bytes != 0 && bytes <= (ERLANG_WORDS * 8) as u64 {
+        // SAFETY: the record has room for as many words; the helper checks the user's address.
+        if unsafe { bpf_probe_read_user(words.cast(), bytes as u32, erlang.top as *const _) } == 0 {
+            erlang_words = (bytes / 8) as u32;
+        } else {
+            erlang.end = ErlangEnd::Unreadable;
+        }
     }
+    let image = StackImage {
+        instruction_pointer: registers.instruction_pointer,
+        stack_pointer: registers.stack_pointer,
+        frame_pointer: registers.frame_pointer,
+        link_register: registers.link_register,
+        current: erlang.current,
+        driver: erlang.driver,
+        captured,
+        erlang_end: erlang.end as u32,
+        erlang_words,
+        scheduler: erlang.scheduler,
+        command: bpf_get_current_comm().unwrap_or_default(),
+    };
+    // SAFETY: as above.
+    unsafe { ptr::write(&raw mut (*sample).header, *header) };
+    // SAFETY: as above.
+    unsafe { ptr::write(&raw mut (*sample).image, image) };
     entry.submit(NO_WAKEUP);
     true
 }

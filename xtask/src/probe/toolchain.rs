@@ -95,8 +95,9 @@ impl Toolchain {
         let mut command = clean(root, program);
         command.args(first).args(["build", "--quiet", "--release", "--locked", "--package", "beamscope-probe"]);
         command.args(["--bin", "beamscope-probe", "--features", "program", "--target", "bpfel-unknown-none"]);
-        // No line info, and no path of this machine in what panics say.
-        command.args(["--config", "profile.release.debug=false"]);
+        // The kernel takes a callback only with its type, which is made from debug information; no path of this machine in
+        // that, nor in what panics say.
+        command.args(["--config", "profile.release.debug=2"]);
         command.args(["-Z", "trim-paths", "--config", "profile.release.trim-paths='all'"]);
         command.arg("--target-dir").arg(target);
         match self.kind {
@@ -114,7 +115,7 @@ impl Toolchain {
         // Read by aya-ebpf's build script; without it, it takes the architecture of this machine.
         command.env("AYA_BPF_TARGET_ARCH", architecture);
         // What a user's configuration adds for programs of the host is not for BPF.
-        command.env("CARGO_ENCODED_RUSTFLAGS", "");
+        command.env("CARGO_ENCODED_RUSTFLAGS", "-Clink-arg=--btf");
         let status = command.status().with_context(|| format!("{program} does not start"))?;
         ensure!(status.success(), "the BPF program does not build for {architecture}");
         Ok(target.join("bpfel-unknown-none/release/beamscope-probe"))

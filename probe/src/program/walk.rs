@@ -1,0 +1,548 @@
+//! Walks the stack of the current thread by unwind rows, and keeps each stack once.
+//!
+//! Needs `bpf_loop` (Linux 5.17), whose callbacks get at their state through the number of its slot.
+
+use core::{arch::asm, ffi::c_void};
+
+use aya_ebpf::helpers::{
+    bpf_get_current_comm,
+    generated::{bpf_loop, bpf_probe_read_user},
+};
+use beamscope_probe::{
+    Control, Counter, ERLANG_WORDS, ErlangEnd, MODULES, NATIVE_FRAMES, PLACES, ROWS_PER_CHUNK, Row, RuleKind,
+    STACK_WORDS, StoredStack, WalkEnd, walk_ends_index,
+};
+
+use super::{
+    erlang::{Erlang, read_word},
+    maps::{
+        MODULE_TABLE, NEW_STACKS, NO_WAKEUP, PLACE_CACHE, ROWS, RULES, STACKS, WALK_BUDGET, WALKS, WALKS_BY_END, add,
+        count, count_by,
+    },
+    registers::Registers,
+    thread::{now, thread},
+};
+
+/// Stacks that are walked at a time on one processor: a program can be preempted by another thread's.
+pub(crate) const SLOTS: u32 = 8;
+/// Words of the Erlang stack that are read at a time.
+const CHUNK: usize = 64;
+/// Keys that are tried for stacks with the same hash.
+const PLACES_TRIED: u64 = 4;
+const NOEXIST: u64 = 1;
+const EEXIST: i32 = -17;
+/// No rule.
+const NONE: u32 = u32::MAX;
+/// Steps of a search through the table of modules, and through the rows of one.
+const MODULE_STEPS: u32 = 13;
+const ROW_STEPS: u32 = 26;
+/// Bits of addresses in user space; above them a return address can have been signed (Documentation/arch/arm64,
+/// pointer-authentication.rst).
+#[cfg(bpf_target_arch = "aarch64")]
+const ADDRESS_BITS: u64 = (1 << 48) - 1;
+/// Time for which a processor saves up what it may spend on walks, in nanoseconds.
+const SAVED_UP: u64 = 20_000_000;
+
+/// A walk in progress: element of the map `WALKS`.
+#[repr(C)]
+pub(crate) struct Walk {
+    /// 1 while somebody uses it.
+    busy: u64,
+    instruction_pointer: u64,
+    stack_pointer: u64,
+    frame_pointer: u64,
+    link_register: u64,
+    process: u64,
+    /// What to subtract from the instruction pointer to be inside the call.
+    before: u64,
+    hash: u64,
+    modules: u64,
+    code_start: u64,
+    code_end: u64,
+    /// Where the Erlang stack goes on, and where it ends.
+    cursor: u64,
+    bottom: u64,
+    chunk: [u64; CHUNK],
+    stack: StoredStack,
+}
+
+/// What walks may cost on a processor: element of the map `WALK_BUDGET`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Budget {
+    left: i64,
+    at: u64,
+}
+
+/// Whether the stack of every allocation may be walked now.
+#[inline(always)]
+pub(crate) fn is_affordable(control: &Control, now: u64) -> bool {
+    if control.walk_share >= 1024 {
+        return true;
+    }
+    let Some(budget) = WALK_BUDGET.get_ptr_mut(0) else { return false };
+    // SAFETY: a map value of this processor, valid until the program ends; a race only makes the budget less exact.
+    let budget = unsafe { &mut *budget };
+    let mut elapsed = now.wrapping_sub(budget.at);
+    if elapsed > SAVED_UP {
+        elapsed = SAVED_UP;
+    }
+    budget.at = now;
+    let earned = (elapsed * u64::from(control.walk_share)) >> 10;
+    let most = (SAVED_UP * u64::from(control.walk_share)) >> 10;
+    let mut left = budget.left + earned as i64;
+    if left > most as i64 {
+        left = most as i64;
+    }
+    budget.left = left;
+    left > 0
+}
+
+/// Walks the stack of an allocation, at the cost of the budget; see [`stack`].
+#[inline(always)]
+pub(crate) fn of_allocation(control: &Control, registers: &Registers, began: u64) -> Option<u64> {
+    let key = stack(control, registers, true);
+    let took = now() - began;
+    count_by(Counter::WalkNanoseconds, took);
+    count(Counter::Walks);
+    if let Some(budget) = WALK_BUDGET.get_ptr_mut(0) {
+        // SAFETY: as above.
+        unsafe { (*budget).left -= took as i64 };
+    }
+    key
+}
+
+/// Walks the stack that begins with `registers`; its key in the map `STACKS`.
+#[inline(always)]
+pub(crate) fn stack(control: &Control, registers: &Registers, leaf_is_return: bool) -> Option<u64> {
+    let Some(slot) = take_slot() else {
+        count(Counter::WalkersBusy);
+        return None;
+    };
+    let key = walk(control, registers, leaf_is_return, slot);
+    if let Some(walk) = WALKS.get_ptr_mut(slot) {
+        // SAFETY: a map value, valid until the program ends.
+        unsafe { (&raw mut (*walk).busy).write_volatile(0) };
+    }
+    key
+}
+
+#[inline(always)]
+fn take_slot() -> Option<u32> {
+    for slot in 0..SLOTS {
+        let walk = WALKS.get_ptr_mut(slot)?;
+        // SAFETY: a map value, valid until the program ends.
+        let busy = unsafe { &raw mut (*walk).busy };
+        if exchange(busy, 1) == 0 {
+            return Some(slot);
+        }
+    }
+    None
+}
+
+/// Writes a word that others write too; returns what stood there.
+#[inline(always)]
+fn exchange(word: *mut u64, value: u64) -> u64 {
+    let mut value = value;
+    // SAFETY: the caller took the pointer out of a map value, where it is valid and aligned until the program ends.
+    unsafe { asm!("{value} = xchg_64({word} + 0, {value})", word = in(reg) word, value = inout(reg) value) };
+    value
+}
+
+#[inline(always)]
+fn walk(control: &Control, registers: &Registers, leaf_is_return: bool, slot: u32) -> Option<u64> {
+    // SAFETY: the slot is this program's until it is given back.
+    let walk = unsafe { &mut *WALKS.get_ptr_mut(slot)? };
+    let thread = thread();
+    walk.instruction_pointer = registers.instruction_pointer;
+    walk.stack_pointer = registers.stack_pointer;
+    walk.frame_pointer = registers.frame_pointer;
+    walk.link_register = registers.link_register;
+    walk.process = registers.process;
+    walk.before = u64::from(leaf_is_return);
+    walk.hash = 0;
+    walk.modules = control.modules;
+    walk.code_start = control.code_start;
+    walk.code_end = control.code_end;
+    walk.stack.native = 0;
+    walk.stack.erlang = 0;
+    walk.stack.leaf_is_return = u32::from(leaf_is_return);
+    walk.stack.end = WalkEnd::TooDeep as u32;
+    walk.stack.thread = thread;
+    walk.stack.reserved = 0;
+    let mut slot = slot;
+    let context = (&raw mut slot).cast::<c_void>();
+    // SAFETY: the callback has the form that the helper asks for.
+    unsafe { bpf_loop(NATIVE_FRAMES as u32, frame as *mut c_void, context, 0) };
+
+    let in_process = walk.stack.end == WalkEnd::Jit as u32;
+    let erlang = Erlang::of_thread(control, thread, if in_process { walk.process } else { 0 });
+    walk.stack.erlang_end = erlang.end as u32;
+    walk.stack.scheduler = erlang.scheduler;
+    walk.stack.current = erlang.current;
+    walk.stack.driver = erlang.driver;
+    walk.stack.command = [0; 16];
+    if erlang.scheduler == 0 {
+        walk.stack.command = bpf_get_current_comm().unwrap_or_default();
+    }
+    walk.cursor = erlang.top;
+    walk.bottom = erlang.bottom;
+    if walk.cursor < walk.bottom {
+        // SAFETY: as above.
+        unsafe { bpf_loop(ERLANG_WORDS as u32, word as *mut c_void, context, 0) };
+    }
+    count_by(Counter::WalkedFrames, walk.stack.native.into());
+    if let Some(counter) = WALKS_BY_END.get_ptr_mut(walk_ends_index(walk.stack.end, walk.stack.erlang_end)) {
+        add(counter, 1);
+    }
+    keep(walk)
+}
+
+#[inline(always)]
+fn mix(hash: u64, word: u64) -> u64 {
+    (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23)
+}
+
+/// One step from a frame to its caller. 1: there is none.
+#[inline(never)]
+extern "C" fn frame(_index: u32, context: *mut c_void) -> i64 {
+    // SAFETY: the number of the slot, on the stack of the function that runs the loop.
+    let slot = unsafe { *context.cast::<u32>() };
+    let Some(walk) = WALKS.get_ptr_mut(slot) else { return 1 };
+    // SAFETY: the slot is this program's until it is given back.
+    let walk = unsafe { &mut *walk };
+    let at = walk.instruction_pointer.wrapping_sub(walk.before);
+    let rule = rule_of(at, walk.modules);
+    let depth = walk.stack.native as usize;
+    if depth >= NATIVE_FRAMES {
+        return 1;
+    }
+    walk.stack.words[depth] = walk.instruction_pointer;
+    walk.stack.native = depth as u32 + 1;
+    walk.hash = mix(walk.hash, walk.instruction_pointer);
+    let Some(rule) = RULES.get(rule) else { return end(walk, WalkEnd::NoModule) };
+
+    let kind = rule.kind;
+    let is = |other: RuleKind| kind == other as u32;
+    let from_stack = walk.stack_pointer.wrapping_add(i64::from(rule.cfa_offset) as u64);
+    let mut base = from_stack;
+    let mut cfa = from_stack;
+    // Where a call or a signal has left the registers as they were.
+    let is_leaf = depth == 0 || walk.before == 0;
+    walk.before = 1;
+    if is(RuleKind::StackPointer) {
+    } else if is(RuleKind::FramePointer) {
+        cfa = walk.frame_pointer.wrapping_add(i64::from(rule.cfa_offset) as u64);
+        base = cfa;
+    } else if is(RuleKind::Jit) {
+        return end(walk, WalkEnd::Jit);
+    } else if is(RuleKind::End) {
+        return end(walk, WalkEnd::Root);
+    } else if is(RuleKind::Plt) {
+        cfa = walk.stack_pointer + 8;
+        if walk.instruction_pointer & 15 >= 11 {
+            cfa += 8;
+        }
+        base = cfa;
+    } else if is(RuleKind::SignalFrame) {
+        let Some(word) = read_word(from_stack) else { return end(walk, WalkEnd::Unreadable) };
+        cfa = word;
+        base = walk.stack_pointer;
+        walk.before = 0;
+        #[cfg(bpf_target_arch = "aarch64")]
+        {
+            let link = base.wrapping_add(i64::from(rule.return_address) as u64).wrapping_sub(16);
+            let Some(word) = read_word(link) else { return end(walk, WalkEnd::Unreadable) };
+            walk.link_register = word;
+        }
+    } else if is(RuleKind::StackDereference) {
+        let Some(word) = read_word(from_stack) else { return end(walk, WalkEnd::Unreadable) };
+        cfa = word.wrapping_add(i64::from(rule.addend) as u64);
+        base = cfa;
+    } else if is(RuleKind::Gap) {
+        return end(walk, WalkEnd::Gap);
+    } else if is(RuleKind::Trampoline) {
+        return end(walk, WalkEnd::Trampoline);
+    } else {
+        return end(walk, WalkEnd::Unsupported);
+    }
+    let saved = |offset: i16| read_word(base.wrapping_add(i64::from(offset) as u64));
+    let caller = if rule.return_address == 0 {
+        // Only a leaf can have left its return address where the call put it.
+        if !is_leaf {
+            return end(walk, WalkEnd::Implausible);
+        }
+        walk.link_register
+    } else {
+        match saved(rule.return_address) {
+            Some(caller) => caller,
+            None => return end(walk, WalkEnd::Unreadable),
+        }
+    };
+    #[cfg(bpf_target_arch = "aarch64")]
+    let caller = caller & ADDRESS_BITS;
+    if caller == 0 {
+        return end(walk, WalkEnd::Root);
+    }
+    if rule.frame_pointer != 0 {
+        match saved(rule.frame_pointer) {
+            Some(word) => walk.frame_pointer = word,
+            None => return end(walk, WalkEnd::Unreadable),
+        }
+    }
+    if rule.process != 0 {
+        match saved(rule.process) {
+            Some(word) => walk.process = word,
+            None => return end(walk, WalkEnd::Unreadable),
+        }
+    }
+    if cfa < walk.stack_pointer || (cfa == walk.stack_pointer && !is_leaf) {
+        return end(walk, WalkEnd::Implausible);
+    }
+    walk.stack_pointer = cfa;
+    walk.instruction_pointer = caller;
+    0
+}
+
+#[inline(always)]
+fn end(walk: &mut Walk, end: WalkEnd) -> i64 {
+    walk.stack.end = end as u32;
+    1
+}
+
+/// A search for the last element that is not above `key`.
+#[repr(C)]
+struct Search {
+    key: u64,
+    low: u32,
+    high: u32,
+}
+
+/// Index of the rule for the instruction at `at`.
+///
+/// The places that stacks pass through are few, so what was found is kept: one word, so that nobody reads half of it.
+#[inline(always)]
+fn rule_of(at: u64, modules: u64) -> u32 {
+    let generation = (modules >> 32) & 0x3fff;
+    let tag = ((at / u64::from(PLACES)) << 30) | (generation << 16);
+    let place = (at ^ (at / u64::from(PLACES))) as u32 & (PLACES - 1);
+    let known = PLACE_CACHE.get_ptr_mut(place);
+    if let Some(known) = known {
+        // SAFETY: a map value, valid until the program ends.
+        let entry = unsafe { known.read_volatile() };
+        if entry & !0xffff == tag {
+            return entry as u32 & 0xffff;
+        }
+    }
+    let rule = find_rule(at, modules);
+    if rule <= 0xffff
+        && let Some(known) = known
+    {
+        // SAFETY: as above.
+        unsafe { known.write_volatile(tag | u64::from(rule)) };
+    }
+    rule
+}
+
+#[inline(always)]
+fn find_rule(at: u64, modules: u64) -> u32 {
+    let first = if (modules >> 32) & 1 == 0 { 0 } else { MODULES };
+    let mut search = Search { key: at, low: first, high: first + modules as u32 };
+    let context = (&raw mut search).cast::<c_void>();
+    // SAFETY: the callback has the form that the helper asks for.
+    unsafe { bpf_loop(MODULE_STEPS, halve_modules as *mut c_void, context, 0) };
+    if search.low <= first {
+        return NONE;
+    }
+    let Some(module) = MODULE_TABLE.get(search.low - 1) else { return NONE };
+    if at >= module.end {
+        return NONE;
+    }
+    if module.rows == 0 {
+        return module.rule;
+    }
+    let offset = at.wrapping_sub(module.base);
+    // Below the first row, or so far above the last that the offset does not fit into a row.
+    if offset > u64::from(u32::MAX) {
+        return 0;
+    }
+    let mut search = Search { key: offset, low: module.first_row, high: module.first_row + module.rows };
+    let context = (&raw mut search).cast::<c_void>();
+    // SAFETY: as above.
+    unsafe { bpf_loop(ROW_STEPS, halve_rows as *mut c_void, context, 0) };
+    if search.low <= module.first_row {
+        return 0;
+    }
+    row(search.low - 1).map_or(NONE, |row| row.rule())
+}
+
+#[inline(always)]
+fn row(index: u32) -> Option<Row> {
+    let chunk = ROWS.get(index / ROWS_PER_CHUNK as u32)?;
+    Some(chunk[index as usize % ROWS_PER_CHUNK])
+}
+
+#[inline(never)]
+extern "C" fn halve_modules(_index: u32, context: *mut c_void) -> i64 {
+    // SAFETY: the search, on the stack of the function that runs the loop.
+    let search = unsafe { &mut *context.cast::<Search>() };
+    if search.low >= search.high {
+        return 1;
+    }
+    let middle = search.low + (search.high - search.low) / 2;
+    let Some(module) = MODULE_TABLE.get(middle) else { return 1 };
+    if module.start <= search.key {
+        search.low = middle + 1;
+    } else {
+        search.high = middle;
+    }
+    0
+}
+
+#[inline(never)]
+extern "C" fn halve_rows(_index: u32, context: *mut c_void) -> i64 {
+    // SAFETY: as above.
+    let search = unsafe { &mut *context.cast::<Search>() };
+    if search.low >= search.high {
+        return 1;
+    }
+    let middle = search.low + (search.high - search.low) / 2;
+    let Some(row) = row(middle) else { return 1 };
+    if u64::from(row.pc()) <= search.key {
+        search.low = middle + 1;
+    } else {
+        search.high = middle;
+    }
+    0
+}
+
+/// Looks at one word of the Erlang stack. 1: it was the last.
+#[inline(never)]
+extern "C" fn word(index: u32, context: *mut c_void) -> i64 {
+    // SAFETY: the number of the slot, on the stack of the function that runs the loop.
+    let slot = unsafe { *context.cast::<u32>() };
+    let Some(walk) = WALKS.get_ptr_mut(slot) else { return 1 };
+    // SAFETY: the slot is this program's until it is given back.
+    let walk = unsafe { &mut *walk };
+    if walk.cursor >= walk.bottom {
+        return 1;
+    }
+    let within = index as usize % CHUNK;
+    if within == 0 {
+        let mut bytes = walk.bottom - walk.cursor;
+        if bytes > (CHUNK * 8) as u64 {
+            bytes = (CHUNK * 8) as u64;
+        }
+        // SAFETY: the chunk has room for as many bytes; the helper checks the user's address.
+        let failed = unsafe {
+            bpf_probe_read_user((&raw mut walk.chunk).cast(), bytes as u32 & 0x3ff, walk.cursor as *const c_void)
+        };
+        if failed != 0 {
+            walk.stack.erlang_end = ErlangEnd::Unreadable as u32;
+            return 1;
+        }
+    }
+    let word = walk.chunk[within];
+    walk.cursor += 8;
+    // Return addresses have no tag (`_CPMASK`, erl_term.h); nothing else on the stack has none.
+    if word & 3 != 0 || word < walk.code_start || word >= walk.code_end {
+        return 0;
+    }
+    let at = (walk.stack.native + walk.stack.erlang) as usize;
+    if at >= STACK_WORDS {
+        walk.stack.erlang_end = ErlangEnd::TooDeep as u32;
+        return 1;
+    }
+    walk.stack.words[at] = word;
+    walk.stack.erlang += 1;
+    walk.hash = mix(walk.hash, word);
+    0
+}
+
+/// Enters the stack where it is not known yet; its key.
+#[inline(always)]
+fn keep(walk: &mut Walk) -> Option<u64> {
+    let stack = &walk.stack;
+    let mut hash = walk.hash;
+    hash = mix(hash, (u64::from(stack.native) << 32) | u64::from(stack.erlang));
+    hash = mix(hash, (u64::from(stack.end) << 32) | u64::from(stack.erlang_end));
+    hash = mix(hash, (u64::from(stack.leaf_is_return) << 32) | u64::from(stack.scheduler));
+    hash = mix(hash, stack.current);
+    hash = mix(hash, stack.driver);
+    let [first, second] = command_words(stack);
+    hash = mix(mix(hash, first), second);
+    for attempt in 0..PLACES_TRIED {
+        let key = hash.wrapping_add(attempt) | 1 << 63;
+        match STACKS.get_ptr(key) {
+            Some(known) => {
+                // SAFETY: a map value, valid until the program ends, that nobody changes.
+                if is_same(unsafe { &*known }, stack) {
+                    return Some(key);
+                }
+            }
+            None => match STACKS.insert(key, stack, NOEXIST) {
+                Ok(()) => {
+                    announce(key);
+                    return Some(key);
+                }
+                // Another processor was faster, with this stack or another one.
+                Err(EEXIST) => {
+                    if let Some(known) = STACKS.get_ptr(key)
+                        // SAFETY: as above.
+                        && is_same(unsafe { &*known }, stack)
+                    {
+                        return Some(key);
+                    }
+                }
+                Err(_) => {
+                    count(Counter::StackTableFull);
+                    return None;
+                }
+            },
+        }
+    }
+    count(Counter::StackCollisions);
+    None
+}
+
+#[inline(always)]
+fn command_words(stack: &StoredStack) -> [u64; 2] {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = stack.command;
+    [u64::from_le_bytes([a, b, c, d, e, f, g, h]), u64::from_le_bytes([i, j, k, l, m, n, o, p])]
+}
+
+#[inline(always)]
+fn is_same(known: &StoredStack, stack: &StoredStack) -> bool {
+    if known.native != stack.native
+        || known.erlang != stack.erlang
+        || known.end != stack.end
+        || known.erlang_end != stack.erlang_end
+        || known.leaf_is_return != stack.leaf_is_return
+        || known.scheduler != stack.scheduler
+        || known.current != stack.current
+        || known.driver != stack.driver
+        || command_words(known) != command_words(stack)
+    {
+        return false;
+    }
+    let words = stack.native + stack.erlang;
+    for index in 0..STACK_WORDS {
+        if index as u32 >= words {
+            break;
+        }
+        if known.words[index] != stack.words[index] {
+            return false;
+        }
+    }
+    true
+}
+
+/// Tells the agent of a new stack, so that it learns its names while they are there.
+#[inline(always)]
+fn announce(key: u64) {
+    // Where the ring buffer is full, the agent finds the stack in the table.
+    if let Some(mut entry) = NEW_STACKS.reserve::<u64>(0) {
+        entry.write(key);
+        entry.submit(NO_WAKEUP);
+    }
+}
