@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::{
+    io::{Interest, unix::AsyncFd},
     signal::unix::{Signal, SignalKind, signal},
     time::{MissedTickBehavior, interval, sleep_until},
 };
@@ -92,6 +93,9 @@ async fn follow(
     poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut observe = interval(OBSERVE_EVERY);
     observe.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    #[expect(deprecated, reason = "the sound successor is unsafe to call, and an OwnedFd keeps its descriptor")]
+    let new_code = AsyncFd::with_interest(recorder.new_code()?, Interest::READABLE);
+    let new_code = new_code.context("cannot listen for events")?;
     let end = sleep_until(tokio::time::Instant::now() + duration);
     tokio::pin!(end);
     loop {
@@ -101,6 +105,10 @@ async fn follow(
             _ = stop.terminate.recv() => return Ok(Ended::Interrupted),
             _ = stop.hang_up.recv() => return Ok(Ended::Interrupted),
             () = &mut end => return Ok(Ended::Duration),
+            ready = new_code.readable() => {
+                ready.context("cannot listen for events")?.clear_ready();
+                recorder.poll()?;
+            }
             _ = observe.tick() => {
                 recorder.observe()?;
                 progress.set_message(format!("{:.0} of {:.0} s", recorder.elapsed(), duration.as_secs_f64()));

@@ -3,7 +3,12 @@
 //! Nothing of it outlives the process: programs, maps and breakpoints hang on file descriptors, which the kernel closes
 //! however beamscope ends.
 
-use std::{num::NonZeroU32, ops::Range};
+use std::{
+    io,
+    num::NonZeroU32,
+    ops::Range,
+    os::fd::{AsFd as _, OwnedFd},
+};
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -86,7 +91,7 @@ pub enum SessionError {
     },
     /// The mount namespace for tracefs could not be made.
     #[error("cannot mount tracefs in a mount namespace of its own")]
-    Tracefs(#[source] std::io::Error),
+    Tracefs(#[source] io::Error),
     /// A part of the object is not there.
     #[error("the BPF object has no {kind} `{name}`; rebuild it with `cargo xtask probe`")]
     Missing {
@@ -106,7 +111,7 @@ pub enum SessionError {
     },
     /// The number of processors is unknown.
     #[error("cannot find out how many processors there are")]
-    Processors(#[source] std::io::Error),
+    Processors(#[source] io::Error),
 }
 
 /// The probe, loaded and attached.
@@ -265,6 +270,11 @@ impl Session {
             Ok(values.iter().fold(0, |sum: u64, value| sum.saturating_add(*value)))
         };
         (0..WALK_ENDS).map(count).collect()
+    }
+
+    /// Becomes readable when the process has mapped new code.
+    pub fn new_code(&self) -> io::Result<OwnedFd> {
+        self.mappings.as_fd().try_clone_to_owned()
     }
 
     /// Passes on the stack samples that have arrived, at most `limit`; says how many. Records that are too short are

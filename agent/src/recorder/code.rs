@@ -34,6 +34,9 @@ use crate::{
 /// How often the mappings are read again at most, where a stack leads out of those that are known.
 const REFRESH_EVERY: Duration = Duration::from_millis(100);
 
+/// How often they are read again at most, where code has been mapped.
+const REFRESH_CODE_EVERY: Duration = Duration::from_millis(5);
+
 /// How long they are taken for good otherwise.
 const STALE_AFTER: Duration = Duration::from_secs(5);
 
@@ -97,7 +100,7 @@ impl Code {
     /// Whether code has been mapped since the mappings were read. Files come a few mappings at a time, and each reading
     /// costs some milliseconds, so not every one is followed by a reading of its own.
     pub(super) fn is_outdated(&self) -> bool {
-        self.outdated && self.refreshed.elapsed() >= REFRESH_EVERY
+        self.outdated && self.refreshed.elapsed() >= REFRESH_CODE_EVERY
     }
 
     /// Takes word of a mapping call.

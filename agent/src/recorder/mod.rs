@@ -8,6 +8,7 @@ mod stacks;
 use std::{
     num::NonZeroU32,
     ops::Range,
+    os::fd::OwnedFd,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -155,6 +156,11 @@ impl Recorder {
         self.started = Instant::now();
         self.session.start()?;
         Ok(())
+    }
+
+    /// Becomes readable when the process has mapped new code, so that [`Recorder::poll`] should be called at once.
+    pub fn new_code(&self) -> anyhow::Result<OwnedFd> {
+        self.session.new_code().context("cannot listen for events of the BPF program")
     }
 
     /// Whether the process still exists.

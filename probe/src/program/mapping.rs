@@ -6,7 +6,7 @@
 use beamscope_probe::{Counter, Function, MappingEvent, MappingKind};
 
 use super::{
-    maps::{CONTROL, HEAP_END, MAPPING_CALLS, MAPPINGS, NO_WAKEUP, count, recording},
+    maps::{CONTROL, FORCE_WAKEUP, HEAP_END, MAPPING_CALLS, MAPPINGS, NO_WAKEUP, count, recording},
     registers::Registers,
     sample,
     thread::{in_allocation, now, process, thread},
@@ -14,6 +14,7 @@ use super::{
 };
 
 const MAP_ANONYMOUS: u32 = 0x20;
+const PROT_EXEC: u32 = 4;
 /// Results from here up are error numbers (`MAX_ERRNO` in include/linux/err.h).
 const FIRST_ERROR: u64 = -4095_i64 as u64;
 
@@ -171,7 +172,9 @@ fn send(event: &MappingEvent) {
     match MAPPINGS.reserve::<MappingEvent>(0) {
         Some(mut entry) => {
             entry.write(*event);
-            entry.submit(NO_WAKEUP);
+            // New code is urgent: stacks that pass through it end there until the agent knows it.
+            let is_code = event.kind == MappingKind::Mapped as u32 && event.protection & PROT_EXEC != 0;
+            entry.submit(if is_code { FORCE_WAKEUP } else { NO_WAKEUP });
         }
         None => count(Counter::LostMappings),
     }

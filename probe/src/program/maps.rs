@@ -90,6 +90,8 @@ const NO_PREALLOC: u32 = 1;
 
 /// `bpf_ringbuf_submit`: the agent polls, so that the node's thread need not wake it.
 pub(crate) const NO_WAKEUP: u64 = 1;
+/// Where it must hear of it at once.
+pub(crate) const FORCE_WAKEUP: u64 = 2;
 
 /// Adds to a word that other processors write too.
 ///
