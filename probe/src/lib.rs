@@ -7,12 +7,14 @@
 
 mod event;
 mod site;
+mod unwind;
 
 pub use event::{
     COMMAND_BYTES, MappingEvent, MappingKind, STACK_BYTES, SampleHeader, SampleOrigin, UnknownMappingKind,
     UnknownSampleOrigin,
 };
 pub use site::{Block, Call, Function, Site, SiteKey, UnknownFunction};
+pub use unwind::{Row, Rule, RuleKind, UnknownRuleKind};
 
 use bytemuck::{AnyBitPattern, NoUninit};
 

@@ -1,5 +1,7 @@
 //! What a stack is: frames from the leaf (the allocation) to the root.
 
+mod cfi;
+pub mod rows;
 pub mod unwind;
 
 use serde::{Deserialize, Serialize};

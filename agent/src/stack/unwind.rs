@@ -7,9 +7,9 @@ use framehop::{
     CacheNative, Error, ExplicitModuleSectionInfo, FrameAddress, MayAllocateDuringUnwind, Module, UnwindRegsNative,
     Unwinder as _, UnwinderNative,
 };
-use gimli::{BaseAddresses, CieOrFde, DebugFrame, EhFrame, EndianSlice, LittleEndian, UnwindOffset, UnwindSection};
+use gimli::{DebugFrame, EhFrame, LittleEndian};
 
-use super::StackEnd;
+use super::{StackEnd, cfi};
 use crate::{
     ledger::RawStack,
     mapping::{Address, Mappings},
@@ -162,37 +162,22 @@ impl Unwinder {
 
 /// The functions for which `tables` say how to unwind, by their addresses in memory.
 fn covered(tables: &UnwindSections, bias: u64) -> Vec<Range<u64>> {
-    let bases = BaseAddresses::default();
-    let start = |section: &Option<Section>| section.as_ref().map(|section| section.addresses.start);
-    let bases = start(&tables.eh_frame).map_or(bases.clone(), |at| bases.clone().set_eh_frame(at));
-    let bases = start(&tables.text).map_or(bases.clone(), |at| bases.clone().set_text(at));
-    let bases = start(&tables.got).map_or(bases.clone(), |at| bases.clone().set_got(at));
+    let bases = cfi::bases(tables);
     let mut covered = Vec::new();
+    let mut add = |function: &cfi::Function<'_>| {
+        let begin = function.initial_address().wrapping_add(bias);
+        if let Some(end) = begin.checked_add(function.len()) {
+            covered.push(begin..end);
+        }
+    };
     if let Some(section) = &tables.eh_frame {
-        add_covered(&EhFrame::new(&section.bytes, LittleEndian), &bases, bias, &mut covered);
+        cfi::functions(&EhFrame::new(&section.bytes, LittleEndian), &bases, &mut add);
     }
     if let Some(section) = &tables.debug_frame {
-        add_covered(&DebugFrame::new(&section.bytes, LittleEndian), &bases, bias, &mut covered);
+        cfi::functions(&DebugFrame::new(&section.bytes, LittleEndian), &bases, &mut add);
     }
     covered.sort_by_key(|range| range.start);
     covered
-}
-
-fn add_covered<'a, S>(section: &S, bases: &BaseAddresses, bias: u64, covered: &mut Vec<Range<u64>>)
-where
-    S: UnwindSection<EndianSlice<'a, LittleEndian>>,
-    S::Offset: UnwindOffset<usize>,
-{
-    let mut entries = section.entries(bases);
-    // A table that is broken from some place on covers what stands before it.
-    while let Ok(Some(entry)) = entries.next() {
-        let CieOrFde::Fde(partial) = entry else { continue };
-        let Ok(entry) = partial.parse(S::cie_from_offset) else { continue };
-        let begin = entry.initial_address().wrapping_add(bias);
-        if let Some(end) = begin.checked_add(entry.len()) {
-            covered.push(begin..end);
-        }
-    }
 }
 
 fn split(section: Option<Section>) -> (Option<Range<u64>>, Option<SectionBytes>) {

@@ -14,7 +14,7 @@ use thiserror::Error;
 
 use super::{
     maps::{FileIdentity, Maps},
-    memory::ReadMemory,
+    memory::{ReadMemory, Unreadable},
 };
 use crate::mapping::{Address, Backing, Mapping};
 
@@ -60,6 +60,15 @@ pub enum ModuleError {
         #[source]
         cause: io::Error,
     },
+    /// What the kernel has mapped cannot be read.
+    #[error("cannot read {path} in the process's memory")]
+    Memory {
+        /// Its name in the mappings.
+        path: String,
+        /// Why.
+        #[source]
+        cause: Unreadable,
+    },
     /// Another file is there now.
     #[error(
         "{path} has been replaced since the process mapped it: run beamscope as root, or with CAP_CHECKPOINT_RESTORE, \
@@ -99,6 +108,9 @@ pub enum ModuleError {
 /// Longest file that is read.
 const LONGEST_FILE: u64 = 1 << 30;
 
+/// Longest image of the kernel's that is read: the vdso has two pages.
+const LONGEST_IMAGE: u64 = 1 << 20;
+
 /// Bytes at the beginning of a file that tell it from another: headers, and the build id in nearly all files.
 const HEAD: usize = 4096;
 
@@ -126,6 +138,22 @@ impl ModuleFile {
         let bias = bias(&elf, mapping, procfs::page_size())
             .ok_or_else(|| ModuleError::NoSegment { path: path.clone(), offset: mapping.file_offset })?;
         Ok(Self { path, attach_path: place.to_owned(), bytes: bytes.into(), bias })
+    }
+
+    /// The ELF file that the kernel itself has mapped, all of it, with no file behind it: the vdso. It has no
+    /// [`ModuleFile::attach_path`].
+    pub fn of_kernel(mapping: &Mapping, memory: &impl ReadMemory) -> Result<Self, ModuleError> {
+        let Backing::Kernel(path) = &mapping.backing else {
+            return Err(ModuleError::NoFile { start: mapping.start });
+        };
+        let path = path.clone();
+        let length = usize::try_from(mapping.length().min(LONGEST_IMAGE)).unwrap_or_default();
+        let mut bytes = vec![0; length];
+        memory.read(mapping.start, &mut bytes).map_err(|cause| ModuleError::Memory { path: path.clone(), cause })?;
+        let elf = Elf::parse(&*bytes).map_err(|cause| ModuleError::Form { path: path.clone(), cause })?;
+        let bias = bias(&elf, mapping, procfs::page_size())
+            .ok_or_else(|| ModuleError::NoSegment { path: path.clone(), offset: mapping.file_offset })?;
+        Ok(Self { path, attach_path: PathBuf::new(), bytes: bytes.into(), bias })
     }
 
     /// Whether what is mapped from `offset` of the file on is code.
@@ -303,6 +331,19 @@ mod tests {
         assert!(has_same_head(&bytes, path, &maps, &memory));
         bytes[64] ^= 1;
         assert!(!has_same_head(&bytes, path, &maps, &memory));
+    }
+
+    #[test]
+    fn the_vdso_is_a_file() {
+        let (maps, memory) = own();
+        let is_vdso = |mapping: &&Mapping| mapping.backing == Backing::Kernel("[vdso]".to_owned());
+        let mapping = maps.mappings.iter().find(is_vdso).unwrap();
+        let vdso = ModuleFile::of_kernel(mapping, &memory).unwrap();
+        assert_eq!((vdso.name(), vdso.bias), ("[vdso]", mapping.start.0));
+        let sections = crate::target::sections::UnwindSections::of(&vdso).unwrap();
+        assert!(sections.eh_frame.is_some() && sections.text.is_some());
+        let file = maps.mappings.find(code()).unwrap();
+        assert!(matches!(ModuleFile::of_kernel(file, &memory), Err(ModuleError::NoFile { .. })));
     }
 
     #[test]

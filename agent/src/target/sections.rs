@@ -42,6 +42,13 @@ pub struct SectionBytes {
     range: Range<usize>,
 }
 
+impl From<Vec<u8>> for SectionBytes {
+    fn from(bytes: Vec<u8>) -> Self {
+        let range = 0..bytes.len();
+        Self { file: bytes.into(), range }
+    }
+}
+
 impl Deref for SectionBytes {
     type Target = [u8];
 
