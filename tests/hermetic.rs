@@ -9,6 +9,8 @@ mod errors;
 mod images;
 #[path = "hermetic/renderings.rs"]
 mod renderings;
+#[path = "hermetic/rows/mod.rs"]
+mod rows;
 #[path = "hermetic/sample.rs"]
 mod sample;
 

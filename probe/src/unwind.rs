@@ -32,7 +32,7 @@ impl Row {
 /// How the caller's registers are found from those of a frame.
 ///
 /// "The frame pointer" is rbp or x29. "The process register" is r13 or x21, which hold the Erlang process in code that
-/// the VM made at run time (OTP 24 and later, `erts/emulator/beam/jit/{x86,arm}/beam_asm.hpp`).
+/// the VM made at run time (`c_p` in `erts/emulator/beam/jit/{x86,arm}/beam_asm.hpp`, OTP 25.2.3).
 /// Offsets are in bytes. The CFA is the caller's stack pointer.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, NoUninit, AnyBitPattern)]

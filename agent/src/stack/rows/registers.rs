@@ -43,9 +43,9 @@ pub(super) const fn registers(architecture: Architecture) -> Registers {
     }
 }
 
-/// The trampoline is known by its code, as it is to libgcc and gdb: musl's has no table, and that of arm64 kernels has
-/// none since 5.8 (commit 7e9f5e6629f6, "arm64: vdso: Disable dwarf unwinding through the sigreturn trampoline") and one
-/// that leaves the interrupted frame out before.
+/// The trampoline is known by its code, as it is to libgcc and gdb: musl's has no table, that of arm64 kernels has none
+/// since 5.8 ("arm64: vdso: Disable dwarf unwinding through the sigreturn trampoline"), and the one that it had before
+/// leaves the interrupted frame out.
 ///
 /// The offsets are those of `struct rt_sigframe` (the kernel's `arch/x86/include/asm/sigframe.h`, the return address
 /// popped, and `arch/arm64/kernel/signal.c`).

@@ -1,3 +1,5 @@
+//! What becomes of small tables made by hand?
+
 use beamscope_probe::RuleKind;
 use proptest::prelude::*;
 
@@ -14,7 +16,7 @@ const ARM_COMMON: [u8; 3] = [0x0c, 31, 0];
 /// An entry: its length, and padding to a whole word.
 fn entry(body: &[u8]) -> Vec<u8> {
     let mut body = body.to_vec();
-    while (body.len() + 4) % 8 != 0 {
+    while !(body.len() + 4).is_multiple_of(8) {
         body.push(0);
     }
     let mut bytes = u32::try_from(body.len()).unwrap().to_le_bytes().to_vec();
@@ -44,12 +46,12 @@ fn table(is_eh: bool, augmentation: &str, ra: u8, common: &[u8], functions: &[(u
     bytes
 }
 
-fn section(start: u64, bytes: Vec<u8>) -> Option<Section> {
-    Some(Section { addresses: start..start + bytes.len() as u64, bytes: bytes.into() })
+fn section(start: u64, bytes: Vec<u8>) -> Section {
+    Section { addresses: start..start + bytes.len() as u64, bytes: bytes.into() }
 }
 
 fn eh(bytes: Vec<u8>) -> UnwindSections {
-    UnwindSections { eh_frame: section(0x9000, bytes), ..UnwindSections::default() }
+    UnwindSections { eh_frame: Some(section(0x9000, bytes)), ..UnwindSections::default() }
 }
 
 fn x86(functions: &[(u64, u64, &[u8])]) -> UnwindSections {
@@ -154,7 +156,7 @@ fn instructions_beyond_the_function_say_nothing() {
 fn debug_frame_fills_the_gaps() {
     let debug = table(false, "zR", 16, &X86_COMMON, &[(0, 0x40, &[]), (0xff0, 0x40, &[0x0e, 32])]);
     let both = UnwindSections {
-        debug_frame: section(0, debug),
+        debug_frame: Some(section(0, debug)),
         ..x86(&[(0x1000, 8, &[]), (0x1010, 8, &[0x0e, 16]), (0x1018, 4, &[0x0e, 32])])
     };
     let expected =
@@ -284,7 +286,7 @@ fn trampolines_are_known_by_their_code() {
         text.extend(&code[..7]);
         let (first, length) = (0x2010, code.len() as u64);
         let (second, end) = (first + length + 16, first + 3 * length + 16);
-        let alone = UnwindSections { text: section(0x2000, text), ..UnwindSections::default() };
+        let alone = UnwindSections { text: Some(section(0x2000, text)), ..UnwindSections::default() };
         let gap = |at| (at, Rule::GAP);
         check(architecture, &alone, &[(first - 1, rule), gap(first + length), (second - 1, rule), gap(end)]);
         // It holds where a table says something else.
@@ -328,10 +330,10 @@ proptest! {
         text in proptest::collection::vec(prop_oneof![Just(0x48_u8), Just(0x68), Just(0xd4), any::<u8>()], 0..64),
         is_arm: bool,
     ) {
-        let mut sections = UnwindSections { text: section(0x1f00, text), ..UnwindSections::default() };
+        let mut sections = UnwindSections { text: Some(section(0x1f00, text)), ..UnwindSections::default() };
         for (is_eh, bytes) in tables {
             let which = if is_eh { &mut sections.eh_frame } else { &mut sections.debug_frame };
-            *which = section(0x9000, bytes);
+            *which = Some(section(0x9000, bytes));
         }
         let mut rules = Rules::default();
         if let Ok(file) = build(if is_arm { ARM } else { X86 }, &sections, &mut rules) {
@@ -342,7 +344,7 @@ proptest! {
     #[test]
     fn noise_makes_sound_rows(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
         let sections =
-            UnwindSections { eh_frame: section(0, bytes.clone()), debug_frame: section(0, bytes), ..eh(Vec::new()) };
+            UnwindSections { eh_frame: Some(section(0, bytes.clone())), debug_frame: Some(section(0, bytes)), ..eh(Vec::new()) };
         let mut rules = Rules::default();
         if let Ok(file) = build(X86, &sections, &mut rules) {
             is_sound(&file, &rules);

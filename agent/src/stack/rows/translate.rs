@@ -68,7 +68,7 @@ where
             return_address: self.return_address(row)?,
             frame_pointer: self.frame_pointer(row)?,
             // It only matters to Erlang frames, and its value is checked there.
-            process: saved(row.register(self.registers.process)).unwrap_or_default(),
+            process: saved(row.register(self.registers.process).as_ref()).unwrap_or_default(),
             addend,
         })
     }
@@ -107,8 +107,8 @@ where
     fn frame_pointer(&self, row: &UnwindTableRow<usize>) -> Result<i16, Cause> {
         let rule = row.register(self.registers.frame_pointer);
         match rule {
-            Some(RegisterRule::Offset(_)) => saved(rule).ok_or(Cause::Offset),
-            rule => saved(rule).ok_or(Cause::FramePointer),
+            Some(RegisterRule::Offset(_)) => saved(rule.as_ref()).ok_or(Cause::Offset),
+            rule => saved(rule.as_ref()).ok_or(Cause::FramePointer),
         }
     }
 
@@ -119,17 +119,17 @@ where
         Ok(Rule {
             kind: RuleKind::SignalFrame as u32,
             cfa_offset,
-            return_address: self.on_stack(return_address).ok_or(Cause::ReturnAddress)?,
-            frame_pointer: self.on_stack(frame_pointer).ok_or(Cause::FramePointer)?,
-            process: self.on_stack(process).unwrap_or_default(),
+            return_address: self.on_stack(return_address.as_ref()).ok_or(Cause::ReturnAddress)?,
+            frame_pointer: self.on_stack(frame_pointer.as_ref()).ok_or(Cause::FramePointer)?,
+            process: self.on_stack(process.as_ref()).unwrap_or_default(),
             addend: 0,
         })
     }
 
     /// Where a register is saved, from the stack pointer on.
-    fn on_stack(&self, rule: Option<RegisterRule<usize>>) -> Option<i16> {
+    fn on_stack(&self, rule: Option<&RegisterRule<usize>>) -> Option<i16> {
         let Some(RegisterRule::Expression(expression)) = rule else { return None };
-        let place = self.place(expression)?;
+        let place = self.place(*expression)?;
         let is_plain = place.register == self.registers.stack_pointer && place.addend.is_none();
         i16::try_from(place.offset).ok().filter(|offset| is_plain && *offset != 0)
     }
@@ -155,10 +155,10 @@ where
 }
 
 /// Where a register that functions preserve is saved, from the CFA on; 0: nowhere yet.
-fn saved(rule: Option<RegisterRule<usize>>) -> Option<i16> {
+fn saved(rule: Option<&RegisterRule<usize>>) -> Option<i16> {
     match rule {
         None | Some(RegisterRule::SameValue | RegisterRule::Undefined) => Some(0),
-        Some(RegisterRule::Offset(offset)) => distance(offset).ok(),
+        Some(RegisterRule::Offset(offset)) => distance(*offset).ok(),
         Some(_) => None,
     }
 }
