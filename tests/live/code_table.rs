@@ -1,8 +1,10 @@
 //! Does an address of Erlang code get the name that the node itself gives it, by the line?
 
+use std::collections::BTreeSet;
+
 use beamscope::{
     erts::{
-        jit::{CodeTable, CodeTableError, Place},
+        jit::{CodeTable, CodeTableError, Losses, Place},
         mfa::Mfa,
     },
     mapping::Address,
@@ -39,15 +41,19 @@ impl Places {
         self.node.call_in("code_places", call);
     }
 
-    /// The stacks of the processes that wait; none if the node has no JIT.
-    fn told(&mut self) -> Option<Vec<Told>> {
+    /// Functions of some modules, and the stacks of the processes that wait; none if the node has no JIT.
+    fn told(&mut self) -> Option<(BTreeSet<String>, Vec<Told>)> {
         self.files += 1;
         self.call(&format!("tell {}", self.files));
         let text = self.node.file(&format!("places-{}", self.files));
         let (flavor, rest) = text.split_once('\n').expect("a line");
         match flavor {
             "emulator emu" => None,
-            "emulator jit" => Some(stacks(rest)),
+            "emulator jit" => {
+                let (functions, stacks) = rest.split_at(rest.find("process ").expect("a process"));
+                let functions = functions.lines().filter_map(|line| line.strip_prefix("function "));
+                Some((functions.map(str::to_owned).collect(), self::stacks(stacks)))
+            }
             _ => panic!("{flavor}"),
         }
     }
@@ -133,26 +139,43 @@ fn version(stacks: &[Told], line: u32) -> u64 {
 fn each_return_address_is_named_as_the_node_names_it() {
     let mut places = Places::new();
     places.call("park");
-    let Some(stacks) = places.told() else {
+    let Some((functions, stacks)) = places.told() else {
         assert!(matches!(places.find(), Err(CodeTableError::NoJit)));
         return;
     };
     let (mut table, target) = places.find().expect("a list of code");
     assert_agreement(&table, &stacks);
-    assert_eq!(table.losses(), beamscope::erts::jit::Losses::default());
+    assert_eq!(table.losses(), Losses::default());
     assert!(!table.refresh(target.memory()).expect("the list is still there"));
     let fun = |stack: &Told| stack.lines.iter().any(|line| line.ends_with(" code_places:middle/2"));
     assert!(stacks.len() > 20 && stacks.iter().any(fun), "{stacks:?}");
-    let fragments = ["global::call_nif_shared", "global::call_bif_shared", "global::call_light_bif_shared"];
-    let named = |name: &str| {
-        table.ranges().iter().any(|range| {
-            let mut at = (range.start.0..range.end.0).step_by(8);
-            at.any(|at| table.lookup(Address(at)) == Some(Place::Fragment { name: name.to_owned() }))
-        })
-    };
-    for name in fragments {
-        assert!(named(name), "{name}");
+    let (seen, fragments) = all(&table);
+    assert!(functions.contains("lists:map/2"), "{functions:?}");
+    let of_told_modules =
+        |name: &&String| ["lists:", "gen_server:", "code_places:"].iter().any(|of| name.starts_with(of));
+    assert_eq!(seen.iter().filter(of_told_modules).collect::<Vec<_>>(), functions.iter().collect::<Vec<_>>());
+    for name in ["global::call_nif_shared", "global::call_bif_shared", "global::call_light_bif_shared"] {
+        assert!(fragments.contains(name), "{fragments:?}");
     }
+}
+
+/// All functions and all fragments.
+fn all(table: &CodeTable) -> (BTreeSet<String>, BTreeSet<String>) {
+    let (mut functions, mut fragments) = (BTreeSet::new(), BTreeSet::new());
+    // No function is as short as its header of 40 bytes.
+    let addresses = table.ranges().into_iter().flat_map(|range| (range.start.0..range.end.0).step_by(32));
+    for address in addresses {
+        match table.lookup(Address(address)) {
+            Some(Place::Function { mfa, .. } | Place::Prologue { mfa, .. }) => {
+                functions.insert(mfa.to_string());
+            }
+            Some(Place::Fragment { name }) => {
+                fragments.insert(name);
+            }
+            None => {}
+        }
+    }
+    (functions, fragments)
 }
 
 #[test]
@@ -167,7 +190,7 @@ fn names_survive_that_code_is_loaded_and_purged() {
     for number in 1..=6 {
         places.call(&format!("load {number}"));
         assert!(refresh(&mut table), "version {number}");
-        let stacks = places.told().expect("a JIT");
+        let (_, stacks) = places.told().expect("a JIT");
         assert_agreement(&table, &stacks);
         let address = version(&stacks, 100 * number + 2);
         versions.retain(|(_, other)| *other != address);

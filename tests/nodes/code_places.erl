@@ -9,6 +9,7 @@
 %% A file has, in this order,
 %%
 %%   emulator FLAVOR                   jit or emu
+%%   function MFA                      each function of some modules; MFA as Erlang writes it
 %%
 %% and for each process that waits, in the order of its stack:
 %%
@@ -69,9 +70,11 @@ purge() ->
 
 tell(Number) ->
     Lines = [stack(Pid) || Pid <- erlang:processes(), process_info(Pid, status) =:= {status, waiting}],
-    Name = "places-" ++ integer_to_list(Number),
-    Text = unicode:characters_to_binary([io_lib:format("emulator ~p~n", [flavor()]), Lines]),
-    file:write_file(filename:join(os:getenv("NODE_VIEW_DIR"), Name), Text).
+    File = filename:join(os:getenv("NODE_VIEW_DIR"), "places-" ++ integer_to_list(Number)),
+    Functions = [io_lib:format("function ~tw:~tw/~b~n", [Module, Name, Arity])
+                 || Module <- [lists, gen_server, ?MODULE], {Name, Arity} <- Module:module_info(functions)],
+    Text = unicode:characters_to_binary([io_lib:format("emulator ~p~n", [flavor()]), Functions, Lines]),
+    file:write_file(File, Text).
 
 %% OTP 23 has no other.
 flavor() ->

@@ -100,7 +100,12 @@ pub(super) fn is_of_the_vm(first: u64, view: &ProcessView, memory: &(impl ReadMe
     let is_code =
         |address: u64| view.mapping_at(Address(address)).is_some_and(|memory| memory.mapping.permissions.execute);
     let entries = walk(first, memory, SAMPLES, |_| false).entries;
-    entries.iter().any(|entry| {
+    // What only looks like an entry would have megabytes read.
+    let lies_in_memory = |entry: &&Entry| {
+        let last = entry.symfile.checked_add(entry.size.saturating_sub(1));
+        view.is_readable(entry.symfile) && last.is_some_and(|last| view.is_readable(last))
+    };
+    entries.iter().filter(lies_in_memory).any(|entry| {
         let symfile = read_symfile(entry, memory).and_then(|bytes| Symfile::parse(&bytes, &mut Files::default()));
         match symfile {
             Some(Symfile::Module(module)) => is_code(module.range().start),
