@@ -6,10 +6,10 @@ use super::Mfa;
 
 /// What each atom of an Elixir alias begins with.
 const ELIXIR: &str = "Elixir.";
-/// What the compiler of Elixir puts before the name of a macro; its function takes the caller's environment besides
-/// the arguments (`lib/elixir/src/elixir_utils.erl`, `macro_name/1`, Elixir 1.14).
+/// What the compiler of Elixir puts before the name of a macro; the macro's function takes the caller's environment
+/// besides the arguments.
 const MACRO: &str = "MACRO-";
-/// Words that are no atom without quotes: `f_reserved_word` (`lib/stdlib/src/erl_scan.erl`, OTP 25.2.3), with the two
+/// Words that are no atom without quotes: `reserved_word/1` (`lib/stdlib/src/erl_scan.erl`, OTP 25.2.3), with the two
 /// of `maybe_expr`, which OTP 27 switched on.
 const RESERVED: [&str; 29] = [
     "after", "and", "andalso", "band", "begin", "bnot", "bor", "bsl", "bsr", "bxor", "case", "catch", "cond", "div",
