@@ -9,6 +9,8 @@ mod agreement;
 mod attach;
 #[path = "live/calls.rs"]
 mod calls;
+#[path = "live/code_table.rs"]
+mod code_table;
 #[path = "live/explain.rs"]
 mod explain;
 #[path = "live/explained.rs"]

@@ -76,7 +76,18 @@ impl Viewed {
 
     /// Calls a function of `allocators.erl`.
     pub(crate) fn call(&mut self, call: &str) {
-        assert_eq!(self.subject.ask(&format!("call allocators {call}")), "called ok", "{call}");
+        self.call_in("allocators", call);
+    }
+
+    /// Calls a function of another module.
+    pub(crate) fn call_in(&mut self, module: &str, call: &str) {
+        assert_eq!(self.subject.ask(&format!("call {module} {call}")), "called ok", "{module} {call}");
+    }
+
+    /// A file that the node has written.
+    pub(crate) fn file(&self, name: &str) -> String {
+        let path = self.folder.path().join(name);
+        fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
     }
 
     fn settle(&mut self) {

@@ -48,8 +48,9 @@ pub(crate) const BENCH: Set = Set {
     modules: &["node_control", "bench", "leaky", "allocators", "allocator_recon"],
 };
 
-/// What brings the allocators of a node into a known state: needs no C compiler.
-pub(crate) const ALLOCATORS: Set = Set { libraries: &[], modules: &["node_control", "allocators", "allocator_recon"] };
+/// What brings allocators and code of a node into a known state: needs no C compiler.
+pub(crate) const ALLOCATORS: Set =
+    Set { libraries: &[], modules: &["node_control", "allocators", "allocator_recon", "code_places"] };
 
 /// Everything in `tests/nodes`.
 pub(crate) const ALL: Set = Set {
@@ -59,7 +60,16 @@ pub(crate) const ALL: Set = Set {
         Library { name: "thumbnails", language: Language::C },
         Library { name: "bench", language: Language::C },
     ],
-    modules: &["node_control", "allocators", "allocator_recon", "leaky", "leaky_cpp", "thumbnails", "bench"],
+    modules: &[
+        "node_control",
+        "allocators",
+        "allocator_recon",
+        "code_places",
+        "leaky",
+        "leaky_cpp",
+        "thumbnails",
+        "bench",
+    ],
 };
 
 struct Library {

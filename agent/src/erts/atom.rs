@@ -251,7 +251,7 @@ fn high_half(word: u64) -> u32 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
@@ -323,6 +323,13 @@ mod tests {
             atom,
             &[0, 0x1234, 0x7f00_0000_0000 | index, length | characters << 16 | order << 32, reference],
         );
+    }
+
+    /// A node with atoms 5 to 199 `atom_5` to `atom_199`, and its table.
+    pub(in crate::erts) fn atom_node() -> (Node, AtomTable) {
+        let node = node(TextForm::Pointer);
+        let table = find(&node).unwrap();
+        (node, table)
     }
 
     fn find(node: &Node) -> Result<AtomTable, AtomTableError> {

@@ -6,6 +6,8 @@ pub mod atom;
 pub mod carrier;
 pub mod code;
 mod executable;
+pub mod jit;
+pub mod mfa;
 pub mod mmapper;
 pub mod mseg;
 pub mod tag;

@@ -21,8 +21,8 @@ use crate::{
 use outcome::{Cell, Outcome, Row};
 pub(crate) use release::{FIXTURES, Suite, bring_up, host};
 
-/// The tests that a release has to pass: those of `tests/live/explain.rs`.
-const TESTS: &str = "explain::";
+/// The tests that a release has to pass: those of `tests/live/explain.rs` and `tests/live/code_table.rs`.
+const TESTS: [&str; 2] = ["explain::", "code_table::"];
 
 /// Runs the tests on this machine's own Erlang and on that of each suite, and fails unless all that was asked for
 /// was run and passed.
@@ -63,7 +63,7 @@ fn row<T>(name: &str, release: Result<(String, T)>, cells: impl FnOnce(T) -> Res
 fn suite_command(project: &Project) -> Command {
     let mut command = Command::new("cargo");
     command.current_dir(&project.root).args(["test", "--package", "beamscope", "--test", "live", "--locked", "--"]);
-    command.arg(TESTS);
+    command.args(TESTS);
     command
 }
 
@@ -74,7 +74,7 @@ fn tests(project: &Project) -> Result<Vec<String>> {
     ensure!(output.status.success(), "the tests on live nodes cannot be built");
     let listed = String::from_utf8_lossy(&output.stdout);
     let names: Vec<_> = listed.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect();
-    ensure!(!names.is_empty(), "there are no tests named {TESTS}");
+    ensure!(!names.is_empty(), "there are no tests named {TESTS:?}");
     Ok(names)
 }
 
