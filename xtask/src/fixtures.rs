@@ -49,7 +49,8 @@ pub(crate) const BENCH: Set = Set {
 };
 
 /// What brings the allocators of a node into a known state: needs no C compiler.
-pub(crate) const ALLOCATORS: Set = Set { libraries: &[], modules: &["node_control", "allocators", "allocator_recon"] };
+pub(crate) const ALLOCATORS: Set =
+    Set { libraries: &[], modules: &["node_control", "allocators", "allocator_recon", "processes"] };
 
 /// Everything in `tests/nodes`.
 pub(crate) const ALL: Set = Set {
@@ -59,7 +60,16 @@ pub(crate) const ALL: Set = Set {
         Library { name: "thumbnails", language: Language::C },
         Library { name: "bench", language: Language::C },
     ],
-    modules: &["node_control", "allocators", "allocator_recon", "leaky", "leaky_cpp", "thumbnails", "bench"],
+    modules: &[
+        "node_control",
+        "allocators",
+        "allocator_recon",
+        "processes",
+        "leaky",
+        "leaky_cpp",
+        "thumbnails",
+        "bench",
+    ],
 };
 
 struct Library {

@@ -8,4 +8,8 @@ pub mod code;
 mod executable;
 pub mod mmapper;
 pub mod mseg;
+pub mod port;
+pub mod process;
+pub mod scheduler;
 pub mod tag;
+pub mod thread;
