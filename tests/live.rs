@@ -19,6 +19,8 @@ mod explained;
 mod heaps;
 #[path = "live/leaks.rs"]
 mod leaks;
+#[path = "live/processes.rs"]
+mod processes;
 #[path = "live/refusals.rs"]
 mod refusals;
 #[path = "live/subject.rs"]

@@ -50,7 +50,7 @@ pub(crate) const BENCH: Set = Set {
 
 /// What brings allocators and code of a node into a known state: needs no C compiler.
 pub(crate) const ALLOCATORS: Set =
-    Set { libraries: &[], modules: &["node_control", "allocators", "allocator_recon", "code_places"] };
+    Set { libraries: &[], modules: &["node_control", "allocators", "allocator_recon", "code_places", "processes"] };
 
 /// Everything in `tests/nodes`.
 pub(crate) const ALL: Set = Set {
@@ -65,6 +65,7 @@ pub(crate) const ALL: Set = Set {
         "allocators",
         "allocator_recon",
         "code_places",
+        "processes",
         "leaky",
         "leaky_cpp",
         "thumbnails",

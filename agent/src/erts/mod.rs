@@ -10,4 +10,8 @@ pub mod jit;
 pub mod mfa;
 pub mod mmapper;
 pub mod mseg;
+pub mod port;
+pub mod process;
+pub mod scheduler;
 pub mod tag;
+pub mod thread;
