@@ -1,4 +1,4 @@
-//! Does `beamscope explain` hold on the OTP releases that people run, each as the binary of a Debian suite?
+//! Does what beamscope knows of the VM hold on the OTP releases that people run, each as the binary of a Debian suite?
 
 mod outcome;
 mod release;
@@ -21,8 +21,8 @@ use crate::{
 use outcome::{Cell, Outcome, Row};
 pub(crate) use release::{FIXTURES, Suite, bring_up, host};
 
-/// The tests that a release has to pass: those of `tests/live/explain.rs`.
-const TESTS: &str = "explain::";
+/// The tests that a release has to pass: those of `tests/live/explain.rs` and `tests/live/processes.rs`.
+const TESTS: [&str; 2] = ["explain::", "processes::"];
 
 /// Runs the tests on this machine's own Erlang and on that of each suite, and fails unless all that was asked for
 /// was run and passed.
@@ -63,7 +63,7 @@ fn row<T>(name: &str, release: Result<(String, T)>, cells: impl FnOnce(T) -> Res
 fn suite_command(project: &Project) -> Command {
     let mut command = Command::new("cargo");
     command.current_dir(&project.root).args(["test", "--package", "beamscope", "--test", "live", "--locked", "--"]);
-    command.arg(TESTS);
+    command.args(TESTS);
     command
 }
 
@@ -74,7 +74,7 @@ fn tests(project: &Project) -> Result<Vec<String>> {
     ensure!(output.status.success(), "the tests on live nodes cannot be built");
     let listed = String::from_utf8_lossy(&output.stdout);
     let names: Vec<_> = listed.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect();
-    ensure!(!names.is_empty(), "there are no tests named {TESTS}");
+    ensure!(!names.is_empty(), "there are no tests named {TESTS:?}");
     Ok(names)
 }
 
