@@ -156,6 +156,38 @@ fn heaps_and_stacks_are_those_of_the_node() {
     }
 }
 
+/// Nobody asked for `current_function`, which would note it.
+#[test]
+fn layouts_are_found_in_every_state() {
+    let mut layouts = BTreeSet::new();
+    for state in ["idle", "processes 20000", "churn 8"] {
+        let node = Node::busy(state, &[]);
+        for _ in 0..10 {
+            let seen = Seen::of(node.pid());
+            let memory = seen.memory();
+            let table = seen.table(ElementKind::Process);
+            let atoms = AtomTable::find(&seen.view, &memory).expect("atoms");
+            let started = Instant::now();
+            let layout = ProcessLayout::find(&table, &atoms, &seen.view, &memory)
+                .unwrap_or_else(|error| panic!("{state}: {error}"));
+            let elapsed = started.elapsed();
+            let elements = table.elements(&memory, MANY);
+            let heads = elements.iter().map(|element| layout.head(*element, &atoms, &memory));
+            let wrong: Vec<_> = heads.filter_map(Result::err).collect();
+            println!(
+                "{state}: layout in {elapsed:?}; {} processes, {} wrong: {:?}",
+                elements.len(),
+                wrong.len(),
+                wrong.first()
+            );
+            assert!(wrong.len() * 10 <= elements.len(), "{state}");
+            layouts.insert(format!("{layout:?}"));
+            seen.schedulers();
+        }
+    }
+    assert_eq!(layouts.len(), 1, "{layouts:?}");
+}
+
 #[test]
 fn schedulers_are_those_of_the_node() {
     for arguments in [&[][..], &["+S", "1", "+SDcpu", "1", "+SDio", "1"], &["+S", "4", "+SDcpu", "3", "+SDio", "2"]] {

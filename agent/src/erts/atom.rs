@@ -146,6 +146,12 @@ impl AtomTable {
         atom.text(text, memory)?.ok_or(implausible)
     }
 
+    /// A table of so many atoms, none of which has a name.
+    #[cfg(test)]
+    pub(super) fn without_names(entries: u64) -> Self {
+        Self { segments: Address(0), entries, text: TextForm::Pointer }
+    }
+
     fn recognise(words: &[u64; TABLE_WORDS], view: &ProcessView, memory: &(impl ReadMemory + ?Sized)) -> Option<Self> {
         let [hash @ .., type_size, limit_entries, segments] = words;
         let functions = hash.first_chunk::<HASH_FUNCTIONS>()?;

@@ -92,3 +92,69 @@ fn name(view: &ProcessView, memory: &(impl ReadMemory + ?Sized), driver: Address
     let is_name = !text.is_empty() && text.chars().all(|character| !character.is_control());
     is_name.then_some(text)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::erts::executable::tests::{CODE, CONSTANTS, DATA, HEAP, Node};
+
+    const ENTRY_AT: u64 = DATA + 0x100;
+    const DRIVER_AT: u64 = HEAP + 0x400;
+
+    fn node() -> Node {
+        let mut node = Node::new(0x10000);
+        node.put(CONSTANTS + 3, b"tcp_inet\0");
+        node.put_words(ENTRY_AT, &[CODE + 1, CODE + 2, CODE + 3, CODE + 4, 0, 0, CONSTANTS + 3]);
+        node.put_words(DRIVER_AT, &[0, 0, 0x4b, CONSTANTS + 3, 1, 3, 0, 0, ENTRY_AT, CODE + 2, CODE + 3]);
+        node.put_words(HEAP, &[7]);
+        node.put_words(HEAP + 472, &[CONSTANTS + 3, DRIVER_AT, HEAP + 0x800]);
+        node
+    }
+
+    fn name_in(node: &Node) -> Result<String, PortError> {
+        driver_name(&node.view, &node.memory, Address(HEAP))
+    }
+
+    #[test]
+    fn names_the_driver() {
+        assert_eq!(name_in(&node()).unwrap(), "tcp_inet");
+        // A port need not be at the same place in each release.
+        let mut other = node();
+        other.put_words(HEAP + 472, &[0, 0, 0]);
+        assert!(matches!(name_in(&other), Err(PortError::NoDriver { .. })));
+        other.put_words(HEAP + 104, &[DRIVER_AT]);
+        assert_eq!(name_in(&other).unwrap(), "tcp_inet");
+        assert!(matches!(driver_name(&other.view, &other.memory, Address(8)), Err(PortError::Unreadable(_))));
+    }
+
+    #[test]
+    fn believes_no_driver_that_contradicts_its_entry() {
+        let check = |at: u64, word: u64| {
+            let mut node = node();
+            node.put_words(at, &[word]);
+            assert!(matches!(name_in(&node), Err(PortError::NoDriver { .. })), "{at:x}");
+        };
+        check(DRIVER_AT + 24, CONSTANTS);
+        check(DRIVER_AT + 64, HEAP);
+        check(DRIVER_AT + 72, CODE);
+        check(ENTRY_AT + 16, CODE);
+        check(CONSTANTS, 0);
+        let mut two = node();
+        let driver = [0, 0, 0x4b, CONSTANTS + 3, 1, 3, 0, 0, ENTRY_AT, CODE + 2, CODE + 3];
+        two.put_words(HEAP + 0x800, &driver);
+        assert!(matches!(name_in(&two), Err(PortError::Ambiguous { count: 2, .. })));
+    }
+
+    proptest! {
+        #[test]
+        fn any_damage_is_survived(damage: Vec<(bool, u16, u8)>) {
+            let mut node = node();
+            node.damage(&damage);
+            if let Ok(name) = name_in(&node) {
+                prop_assert!(!name.is_empty() && name.len() <= LONGEST);
+            }
+        }
+    }
+}

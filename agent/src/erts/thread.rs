@@ -86,10 +86,12 @@ impl fmt::Display for ThreadKind {
     }
 }
 
+/// The kind of a thread with a number.
+type OfNumber = fn(u32) -> ThreadKind;
 /// Begins of names before a number, OTP 27.3.4.1 (`erts_start_schedulers` in `erts/emulator/beam/erl_process.c`,
 /// `erts_init_async` in `erl_async.c`); the same in 29.1.2, read at run time. The last one is that of OTP 23.2.6 and 25.2.3
 /// (`erl_async.c`).
-const PREFIXES: [(&str, fn(u32) -> ThreadKind); 7] = [
+const PREFIXES: [(&str, OfNumber); 7] = [
     ("erts_sched_", ThreadKind::Scheduler),
     ("erts_dcpus_", ThreadKind::DirtyCpu),
     ("erts_dios_", ThreadKind::DirtyIo),
@@ -100,7 +102,7 @@ const PREFIXES: [(&str, fn(u32) -> ThreadKind); 7] = [
 ];
 /// Ends of names behind a number, OTP 23.2.6 and 25.2.3 (`erts_start_schedulers`, `erl_process.c`). A long number cuts
 /// them, and leaves what tells the dirty schedulers apart.
-const SUFFIXES: [(&str, &str, fn(u32) -> ThreadKind); 5] = [
+const SUFFIXES: [(&str, &str, OfNumber); 5] = [
     ("_scheduler", "_scheduler", ThreadKind::Scheduler),
     ("_dirty_cpu_scheduler", "_dirty_c", ThreadKind::DirtyCpu),
     ("_dirty_io_scheduler", "_dirty_i", ThreadKind::DirtyIo),

@@ -1,4 +1,4 @@
-//! Does `beamscope explain` hold on the OTP releases that people run, each as the binary of a Debian suite?
+//! Does what beamscope knows of the VM hold on the OTP releases that people run, each as the binary of a Debian suite?
 
 mod outcome;
 mod release;
@@ -21,8 +21,8 @@ use crate::{
 use outcome::{Cell, Outcome, Row};
 pub(crate) use release::{FIXTURES, Suite, bring_up, host};
 
-/// The tests that a release has to pass: those of `tests/live/explain.rs` and `tests/live/code_table.rs`.
-const TESTS: [&str; 2] = ["explain::", "code_table::"];
+/// The tests that a release has to pass, by the modules of `tests/live` that hold them.
+const TESTS: [&str; 3] = ["explain::", "code_table::", "processes::"];
 
 /// Runs the tests on this machine's own Erlang and on that of each suite, and fails unless all that was asked for
 /// was run and passed.

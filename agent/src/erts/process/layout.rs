@@ -93,10 +93,10 @@ pub enum Field {
 impl Field {
     fn rule(self) -> &'static str {
         match self {
-            Self::Heap => "hend - heap to be heap_sz words",
+            Self::Heap => "hend - heap is heap_sz words",
             Self::Stack => "heap <= htop <= stop <= hend",
-            Self::Initial => "u.initial to be two atoms and an arity",
-            Self::Current => "current to be 0 or lead to two atoms and an arity",
+            Self::Initial => "u.initial is two atoms and an arity",
+            Self::Current => "current is 0 or leads to two atoms and an arity",
         }
     }
 }
@@ -111,7 +111,7 @@ pub enum ProcessLayoutError {
         read: usize,
     },
     /// No place in the structure is what the rule demands.
-    #[error("no place in a Process is where {rule} in {samples} processes", rule = .field.rule())]
+    #[error("there is no place in {samples} processes at which {rule}", rule = .field.rule())]
     NotFound {
         /// What was looked for.
         field: Field,
@@ -119,7 +119,7 @@ pub enum ProcessLayoutError {
         samples: usize,
     },
     /// Several are.
-    #[error("{count} places in a Process are where {rule} in {samples} processes", rule = .field.rule())]
+    #[error("there are {count} places in {samples} processes at which {rule}", rule = .field.rule())]
     Ambiguous {
         /// What was looked for.
         field: Field,
@@ -137,7 +137,7 @@ pub enum ProcessError {
     #[error(transparent)]
     Unreadable(#[from] Unreadable),
     /// It contradicts itself: it has ended, or was being changed.
-    #[error("the process at {process} does not satisfy {rule}", rule = .field.rule())]
+    #[error("in the process at {process} it is not so that {rule}", rule = .field.rule())]
     Implausible {
         /// Where it is.
         process: Address,

@@ -3,3 +3,6 @@
 pub mod layout;
 mod rules;
 pub mod table;
+
+#[cfg(test)]
+pub(super) mod tests;

@@ -79,7 +79,7 @@ pub(super) fn layout(
         return Err(ProcessLayoutError::Processes { read: samples.len() });
     }
     let rules = Rules { samples, size: element_size };
-    let heap = rules.only(Field::Heap, rules.places(|words, at| heap_at(words, at).is_some()))?;
+    let heap = rules.only(Field::Heap, &rules.places(|words, at| heap_at(words, at).is_some()))?;
     let hend = heap + WORD;
     // A VM with frame pointers has `frame_pointer` right behind `stop`, and it is in the stack as well.
     let mut stacks = rules.places(|words, at| stack_at(words, heap, at).is_some());
@@ -89,9 +89,9 @@ pub(super) fn layout(
     {
         stacks.truncate(1);
     }
-    let htop = rules.only(Field::Stack, stacks)?;
+    let htop = rules.only(Field::Stack, &stacks)?;
     let is_initial = |words: &[u64], at| words_at(words, at).is_some_and(|mfa| CodeMfa::of(&mfa, atoms).is_some());
-    let initial = rules.only(Field::Initial, rules.places(is_initial))?;
+    let initial = rules.only(Field::Initial, &rules.places(is_initial))?;
     let current = initial + INITIAL_TO_CURRENT;
     rules.check_current(current, atoms, memory)?;
     let is_known = |at: u32| [heap, hend, htop, htop + WORD].contains(&at);
@@ -130,9 +130,9 @@ impl Rules<'_> {
         count * 10 >= self.samples.len() * 9
     }
 
-    fn only(&self, field: Field, places: Vec<u32>) -> Result<u32, ProcessLayoutError> {
+    fn only(&self, field: Field, places: &[u32]) -> Result<u32, ProcessLayoutError> {
         let samples = self.samples.len();
-        match *places.as_slice() {
+        match *places {
             [] => Err(ProcessLayoutError::NotFound { field, samples }),
             [place] => Ok(place),
             _ => Err(ProcessLayoutError::Ambiguous { field, count: places.len(), samples }),
