@@ -9,6 +9,8 @@ mod agreement;
 mod attach;
 #[path = "live/calls.rs"]
 mod calls;
+#[path = "live/cases/mod.rs"]
+mod cases;
 #[path = "live/explain.rs"]
 mod explain;
 #[path = "live/explained.rs"]
@@ -17,8 +19,14 @@ mod explained;
 mod heaps;
 #[path = "live/leaks.rs"]
 mod leaks;
+#[path = "live/pattern.rs"]
+mod pattern;
 #[path = "live/refusals.rs"]
 mod refusals;
+#[path = "live/scene.rs"]
+mod scene;
+#[path = "live/stacks.rs"]
+mod stacks;
 #[path = "live/subject.rs"]
 mod subject;
 #[path = "live/view.rs"]
