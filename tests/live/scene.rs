@@ -1,6 +1,6 @@
 //! What stacks does beamscope see of the cases of `tests/nodes/stacks*`, of which each is known?
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt::Write as _, path::PathBuf};
 
 use serde_json::Value;
 
@@ -89,7 +89,7 @@ impl Stage {
 
 /// The functions of the libraries that were stripped, by their copies that were not.
 struct Symbols {
-    folder: std::path::PathBuf,
+    folder: PathBuf,
     of_file: BTreeMap<String, Vec<(u64, u64, String)>>,
 }
 
@@ -125,7 +125,7 @@ pub(crate) struct Findings(String);
 
 impl Findings {
     pub(crate) fn add(&mut self, case: &Case, what: &str) {
-        self.0 += &format!("{} {}: {what}\n", case.module, case.name);
+        writeln!(self.0, "{} {}: {what}", case.module, case.name).expect("a string");
     }
 
     pub(crate) fn assert_none(&self) {

@@ -37,18 +37,13 @@ impl Viewed {
     /// The same for a state in which a node never rests.
     pub(crate) fn busy(state: &str, arguments: &[&str]) -> Self {
         let Release { mut command, code, root } = Release::under_test();
-        let (folder, views) = match &root {
-            Some(root) => {
-                let folder = tempfile::tempdir_in(root.join("tmp")).expect("a folder");
-                let views = Path::new("/").join(folder.path().strip_prefix(root).expect("it is in there"));
-                (folder, views)
-            }
-            None => {
-                let folder = tempfile::tempdir().expect("a folder");
-                let views = folder.path().to_owned();
-                (folder, views)
-            }
+        let folder = match &root {
+            Some(root) => tempfile::tempdir_in(root.join("tmp")),
+            None => tempfile::tempdir(),
         };
+        let folder = folder.expect("a folder");
+        let inside = root.as_ref().map(|root| folder.path().strip_prefix(root).expect("it is in there"));
+        let views = inside.map_or_else(|| folder.path().to_owned(), |inside| Path::new("/").join(inside));
         command.env("NODE_VIEW_DIR", views).arg("-noshell").arg("-pa").arg(code);
         command.args(arguments).args(["-s", "node_control"]);
         let mut viewed = Self { subject: Subject::started_by(&mut command), folder, files: 0 };

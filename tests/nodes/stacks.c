@@ -150,7 +150,13 @@ struct thread_order {
     int taken;
 };
 
-LINK(thread_block, chain_four)
+/* With the body of another function, it would be that function. */
+static FRAME int thread_block(size_t bytes) {
+    AFTER_CALL();
+    int taken = chain_four(bytes);
+    AFTER_CALL();
+    return taken;
+}
 
 static FRAME void *thread_main(void *argument) {
     struct thread_order *order = argument;

@@ -9,7 +9,7 @@ pub(super) const BY_CALLER: Site = &[
     ("thread_kind", Some("normal scheduler")),
     ("library", Some("stacks_drv.so")),
     ("driver", Some("stacks_drv")),
-    ("mfa", Some("erl*:port_c*")),
+    ("mfa", Some("er*:port_c*")),
 ];
 const BY_SCHEDULER: Site = &[
     ("thread_kind", Some("normal scheduler")),
