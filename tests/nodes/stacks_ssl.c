@@ -1,6 +1,7 @@
 /* NIF library `stacks_ssl`: takes memory in functions that libcrypto calls back.
  *
- *   leak(doall, ...)  leak -> walk_table -> OPENSSL_LH_doall -> visit_entry -> take_wanted -> keep_block -> malloc
+ *   leak(once, ...)  leak -> call_once -> CRYPTO_THREAD_run_once -> pthread_once of the C library -> first_time
+ *                    -> take_wanted -> keep_block -> malloc
  *   leak(sort, ...)   leak -> sort_stack -> OPENSSL_sk_sort -> qsort of the C library -> compare_entries -> take_wanted
  *                    -> keep_block -> malloc
  *   leak(bio, ...)    leak -> write_bio -> BIO_write -> bio_written -> take_wanted -> keep_block -> malloc
@@ -11,6 +12,7 @@
  */
 #include "any_release.h"
 #include <dlfcn.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,12 +20,9 @@
 static atomic_ullong lost_bytes;
 static void *volatile last_block;
 
-/* lhash.h, stack.h and bio.h of OpenSSL 1.1 and later. */
+/* crypto.h, stack.h and bio.h of OpenSSL 1.1 and later. */
 static struct {
-    void *(*lh_new)(unsigned long (*hash)(const void *), int (*compare)(const void *, const void *));
-    void *(*lh_insert)(void *table, void *entry);
-    void (*lh_doall)(void *table, void (*visit)(void *));
-    void (*lh_free)(void *table);
+    int (*run_once)(pthread_once_t *once, void (*first_time)(void));
     void *(*sk_new)(int (*compare)(const void *, const void *));
     int (*sk_push)(void *stack, const void *entry);
     void (*sk_sort)(void *stack);
@@ -41,10 +40,7 @@ static const struct {
     const char *name;
     void *place;
 } symbols[] = {
-    {"OPENSSL_LH_new", &crypto.lh_new},
-    {"OPENSSL_LH_insert", &crypto.lh_insert},
-    {"OPENSSL_LH_doall", &crypto.lh_doall},
-    {"OPENSSL_LH_free", &crypto.lh_free},
+    {"CRYPTO_THREAD_run_once", &crypto.run_once},
     {"OPENSSL_sk_new", &crypto.sk_new},
     {"OPENSSL_sk_push", &crypto.sk_push},
     {"OPENSSL_sk_sort", &crypto.sk_sort},
@@ -80,29 +76,18 @@ static FRAME void take_wanted(size_t *wanted) {
     AFTER_CALL();
 }
 
-static unsigned long hash_entry(const void *entry) {
-    return (unsigned long)((const struct entry *)entry)->key;
-}
+/* The function that is called once gets no argument. */
+static _Thread_local size_t wanted_once;
 
-static int same_entry(const void *one, const void *other) {
-    return ((const struct entry *)one)->key - ((const struct entry *)other)->key;
-}
-
-static FRAME void visit_entry(void *entry) {
-    take_wanted(((struct entry *)entry)->wanted);
+static FRAME void first_time(void) {
+    take_wanted(&wanted_once);
     AFTER_CALL();
 }
 
-static FRAME int walk_table(size_t bytes) {
-    size_t wanted = bytes;
-    struct entry entry = {1, &wanted};
-    void *table = crypto.lh_new(hash_entry, same_entry);
-    if (table == NULL)
-        return 0;
-    crypto.lh_insert(table, &entry);
-    crypto.lh_doall(table, visit_entry);
-    crypto.lh_free(table);
-    return wanted == 0;
+static FRAME int call_once(size_t bytes) {
+    pthread_once_t once = PTHREAD_ONCE_INIT;
+    wanted_once = bytes;
+    return crypto.run_once(&once, first_time) == 1 && wanted_once == 0;
 }
 
 /* The entries of a stack are pointers. */
@@ -149,7 +134,7 @@ static FRAME int write_bio(size_t bytes) {
 static const struct {
     const char *name;
     int (*take)(size_t);
-} ways[] = {{"doall", walk_table}, {"sort", sort_stack}, {"bio", write_bio}};
+} ways[] = {{"once", call_once}, {"sort", sort_stack}, {"bio", write_bio}};
 
 static FRAME ERL_NIF_TERM leak(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
     (void)argc;

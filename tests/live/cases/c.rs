@@ -74,7 +74,7 @@ pub(crate) const CALLS: [Case; 20] = [
     case("tail_call", &[CHAIN, VM, "stacks:leak/3", PROCESS]),
     case(
         "comprehension",
-        &[CHAIN, VM, "stacks:leak/3", "3 stacks:-comprehension/2-*@comprehension", "? stacks:*", PROCESS],
+        &[CHAIN, VM, "stacks:leak/3", "3 stacks:-comprehension/2-*@comprehension", PROCESS],
     ),
     case(
         "anonymous",

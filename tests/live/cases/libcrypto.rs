@@ -21,12 +21,13 @@ const fn ssl(name: &'static str, stack: &'static [&'static str]) -> Case {
 
 pub(crate) const SSL_CASES: [Case; 3] = [
     ssl(
-        "doall",
+        "once",
         &[
             WANTED,
-            "stacks_ssl.so!visit_entry@take_wanted(",
+            "stacks_ssl.so!first_time@take_wanted(",
+            "+ libc.so.6!*",
             "+ libcrypto.so*!*",
-            "stacks_ssl.so!walk_table@lh_doall(",
+            "stacks_ssl.so!call_once@run_once(",
             SSL_CALLER,
             PROCESS,
         ],
