@@ -172,3 +172,18 @@ unsafe extern "C" fn lost(env: *mut c_void, _argc: c_int, _argv: *const Term) ->
     // SAFETY: the environment is the VM's own.
     unsafe { enif_make_ulong(env, LOST.load(Ordering::Relaxed)) }
 }
+
+/// Before glibc 2.33, these were in a part of the C library that only its development package has. The standard library
+/// refers to them, and nothing here calls them.
+#[cfg(libc_without_stat)]
+mod never_called {
+    #[no_mangle]
+    extern "C" fn stat64() {
+        std::process::abort();
+    }
+
+    #[no_mangle]
+    extern "C" fn fstat64() {
+        std::process::abort();
+    }
+}

@@ -158,11 +158,11 @@ pub(crate) fn build_libraries(project: &Project, set: &Set, folder: &Path, root:
         if !is_newer(&sources, &whole)? && !is_newer(&sources, &bare)? {
             continue;
         }
-        let (include, link) = match &paths {
+        let (include, links) = match &paths {
             Some(paths) => paths,
             None => paths.insert((include_folder()?, root.map(|root| link_folder(&staging, root)).transpose()?)),
         };
-        let link: Vec<_> = link.iter().map(|folder| format!("-L{}", folder.display())).collect();
+        let link: Vec<_> = links.iter().map(|folder| format!("-L{}", folder.display())).collect();
         let staged = staging.join(&output);
         match language {
             Language::C | Language::Cpp => {
@@ -171,7 +171,12 @@ pub(crate) fn build_libraries(project: &Project, set: &Set, folder: &Path, root:
                 cmd!(shell, "{compiler} {options...} -I{include} {link...} -o {staged} {source}").quiet().run()?;
             }
             Language::Rust => {
-                let options = ["--edition=2021", "--crate-type=cdylib", "-Copt-level=2", "-g"];
+                let mut options = vec!["--edition=2021", "--crate-type=cdylib", "-Copt-level=2", "-g"];
+                if let Some(folder) = links
+                    && !exports(&folder.join("libc.so"), "fstat64")?
+                {
+                    options.push("--cfg=libc_without_stat");
+                }
                 let link = link.iter().map(|argument| format!("-Clink-arg={argument}"));
                 cmd!(shell, "rustc {options...} {link...} -o {staged} {source}").quiet().run()?;
             }
@@ -206,6 +211,13 @@ fn link_folder(staging: &Path, root: &Path) -> Result<PathBuf> {
         }
     }
     Ok(links)
+}
+
+/// Whether a name is among those of a shared library.
+fn exports(library: &Path, name: &str) -> Result<bool> {
+    let content = fs::read(library).with_context(|| format!("cannot read {}", library.display()))?;
+    let entry = format!("\0{name}\0");
+    Ok(content.windows(entry.len()).any(|window| window == entry.as_bytes()))
 }
 
 /// A library in one of the folders for the libraries of an architecture.

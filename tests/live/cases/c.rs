@@ -72,10 +72,7 @@ pub(crate) const CALLS: [Case; 20] = [
     case("nested", &[CHAIN, VM, "stacks:leak/3", "stacks:nested/3@nested_end", "4 stacks:nested/3@nested", PROCESS]),
     // Calls at the end of a function leave no frame of it.
     case("tail_call", &[CHAIN, VM, "stacks:leak/3", PROCESS]),
-    case(
-        "comprehension",
-        &[CHAIN, VM, "stacks:leak/3", "3 stacks:-comprehension/2-*@comprehension", PROCESS],
-    ),
+    case("comprehension", &[CHAIN, VM, "stacks:leak/3", "3 stacks:-comprehension/2-*@comprehension", PROCESS]),
     case(
         "anonymous",
         &[
