@@ -47,6 +47,12 @@ impl Stage {
         lost.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("{module} {name}: {answer}"))
     }
 
+    /// The bytes that the VM's interface gave to `stacks.c`.
+    pub(crate) fn held(&mut self) -> u64 {
+        let answer = self.node.ask("call stacks held");
+        answer.strip_prefix("called ").and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("{answer}"))
+    }
+
     /// The lines of the marked calls so far.
     pub(crate) fn marks(&mut self) -> Marks {
         let answer = self.node.ask("call stacks_marks lines");

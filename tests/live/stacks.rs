@@ -103,7 +103,11 @@ fn linked_in_driver() {
 
 #[test]
 fn memory_of_the_interface_of_the_vm() {
-    check(&mut Stage::new(false), &VM_CASES, "vm_api", &["--vm-api"]);
+    let mut stage = Stage::new(false);
+    let report = check(&mut stage, &VM_CASES, "vm_api", &["--vm-api"]);
+    let of_nif = |site: &&Value| site["kind"] == "vm_api" && site["library"] == "stacks.so";
+    let outstanding = report.all_sites().iter().filter(of_nif).filter_map(|site| site["outstanding_bytes"].as_u64());
+    assert_eq!(outstanding.sum::<u64>(), stage.held(), "{:#?}", report.all_sites());
 }
 
 /// What is freed again is nobody's leak, and its stack is known all the same.

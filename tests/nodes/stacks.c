@@ -7,9 +7,11 @@
  *     sort     leak -> sort_pair -> qsort of the C library -> compare_pair -> keep_block -> malloc
  *     large    leak -> begin_large -> large_frame, 3 times 24 KiB of stack -> keep_block -> malloc
  *   leak_thread(Blocks, Bytes)          in a thread of enif_thread_create, named "stacks_thread"
- *     leak_thread -> start_thread -> enif_thread_create; thread_main -> thread_block -> chain_four -> keep_block -> malloc
+ *     leak_thread -> start_thread -> enif_thread_create
+ *     thread_main -> thread_block -> chain_four -> keep_block -> malloc
  *   leak_pthread(Blocks, Bytes)         in a thread of pthread_create
- *     leak_pthread -> start_pthread -> pthread_create; pthread_main -> thread_block -> chain_four -> keep_block -> malloc
+ *     leak_pthread -> start_pthread -> pthread_create
+ *     pthread_main -> thread_block -> chain_four -> keep_block -> malloc
  *   take(Way, Blocks, Bytes)            by the VM's own interface: a list of what the caller has to hold
  *     alloc | realloc | resource | alloc_binary    take -> take_WAY -> enif_...
  *     new_binary                                   take -> take_new_binary -> enif_make_new_binary

@@ -1,9 +1,9 @@
 %% The NIFs of stacks.c, each called by Erlang functions that a test can expect one by one on the stack.
 %%
-%% `stacks_marks:run(stacks, CASE, BLOCKS, BYTES)` runs a case; its calls stand in marked lines. `run/3` is short for it.
+%% `run/3` runs a case of `scene/3`; its calls stand in marked lines (stacks_marks.erl).
 -module(stacks).
--export([run/3, scene/3, lost/0, held/0, leak/3, leak_dirty_cpu/3, leak_dirty_io/3, leak_thread/2, leak_pthread/2, take/3]).
--export([hold/1]).
+-export([run/3, scene/3, hold/1, lost/0, held/0]).
+-export([leak/3, leak_dirty_cpu/3, leak_dirty_io/3, leak_thread/2, leak_pthread/2, take/3]).
 -on_load(load/0).
 -include("stacks.hrl").
 
@@ -35,8 +35,11 @@ scene(spawned, Blocks, Bytes) -> spawned(Blocks, Bytes);
 scene(proc_lib, Blocks, Bytes) -> of_proc_lib(Blocks, Bytes);
 scene(loaded_first, Blocks, Bytes) -> stacks_loader:reload(first, 40, Blocks, Bytes);
 scene(loaded_second, Blocks, Bytes) -> stacks_loader:reload(second, 70, Blocks, Bytes);
-scene(Way, Blocks, Bytes) when Way =:= alloc; Way =:= realloc; Way =:= resource; Way =:= alloc_binary; Way =:= new_binary ->
-    taken(Way, Blocks, Bytes).
+scene(alloc, Blocks, Bytes) -> taken(alloc, Blocks, Bytes);
+scene(realloc, Blocks, Bytes) -> taken(realloc, Blocks, Bytes);
+scene(resource, Blocks, Bytes) -> taken(resource, Blocks, Bytes);
+scene(alloc_binary, Blocks, Bytes) -> taken(alloc_binary, Blocks, Bytes);
+scene(new_binary, Blocks, Bytes) -> taken(new_binary, Blocks, Bytes).
 
 direct(Way, Blocks, Bytes) ->
     [?AT(direct, leak(Way, Blocks, Bytes))].

@@ -2,11 +2,12 @@
 //
 //   leak(virtual, ...)    leak -> leak_one -> shapes::add -> shapes::Drawing::add -> (virtual) shapes::Circle::store
 //                         -> shapes::Store<shapes::Row>::take -> operator new[] -> malloc
-//   leak(vector, ...)     leak -> leak_one -> shapes::fill -> shapes::Pile::push -> std::vector grows -> operator new -> malloc
-//   leak(exception, ...)  leak -> leak_one -> shapes::survive, which has caught what shapes::fail threw -> shapes::Circle::store
-//   leak(handler, ...)    leak -> leak_one -> shapes::handle, which is handling it -> shapes::Circle::store
+//   leak(vector, ...)     leak -> leak_one -> shapes::fill -> shapes::Pile::push -> std::vector grows
+//                         -> operator new -> malloc
+//   leak(exception, ...)  leak -> leak_one -> shapes::survive -> shapes::Circle::store -> ..., after an exception
+//   leak(handler, ...)    leak -> leak_one -> shapes::handle -> shapes::Circle::store -> ..., while it is handled
 //
-// `leak(Way, Blocks, Bytes)` keeps `Blocks` blocks of `Bytes` bytes, an even number above 2; `lost/0` is the sum of all so far.
+// `leak(Way, Blocks, Bytes)` keeps `Blocks` blocks of `Bytes` bytes, an even number above 2; `lost/0` is the sum of all.
 #include "any_release.h"
 
 #include <atomic>

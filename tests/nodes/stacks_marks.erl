@@ -1,9 +1,8 @@
-%% What a test wants to know of the cases of stacks.erl and its like: in which line each of their calls stands, and what a
-%% case has lost.
+%% Runs the cases of stacks.erl and its like, and knows in which line each of their marked calls stands (stacks.hrl).
 %%
-%%   stacks_marks:run(MODULE, CASE, BLOCKS, BYTES)   MODULE:scene(CASE, BLOCKS, BYTES) in a process whose first function is
-%%                                                   process/5; the bytes that MODULE:lost/0 has grown by
-%%   stacks_marks:lines()                            [{MARK, LINE}] of each mark that was passed so far
+%%   run(MODULE, CASE, BLOCKS, BYTES)   MODULE:scene(CASE, BLOCKS, BYTES) in a process whose first function is process/5;
+%%                                      returns what MODULE:lost/0 has grown by
+%%   lines()                            [{MARK, LINE}] of each mark that was passed so far
 -module(stacks_marks).
 -export([pass/2, lines/0, run/4, process/5, calls/2, wait/1]).
 -include("stacks.hrl").

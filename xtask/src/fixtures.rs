@@ -1,4 +1,4 @@
-//! How do the Erlang and C sources of `tests/nodes` become what a node can load?
+//! How do the Erlang, C, C++ and Rust sources of `tests/nodes` become what a node can load?
 
 use std::{
     collections::BTreeSet,

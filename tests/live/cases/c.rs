@@ -12,7 +12,7 @@ const CHAIN: &str = "libc.so.6!malloc
 
 const NORMAL: Site = &[
     ("thread_kind", Some("normal scheduler")),
-    ("thread", Some("*scheduler*")),
+    ("thread", Some("*sched*")),
     ("library", Some("stacks.so")),
     ("mfa", Some("stacks:leak/3")),
     ("creator", None),
