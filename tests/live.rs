@@ -11,6 +11,8 @@ mod attach;
 mod calls;
 #[path = "live/code_table.rs"]
 mod code_table;
+#[path = "live/cases/mod.rs"]
+mod cases;
 #[path = "live/explain.rs"]
 mod explain;
 #[path = "live/explained.rs"]
@@ -21,8 +23,14 @@ mod heaps;
 mod leaks;
 #[path = "live/processes.rs"]
 mod processes;
+#[path = "live/pattern.rs"]
+mod pattern;
 #[path = "live/refusals.rs"]
 mod refusals;
+#[path = "live/scene.rs"]
+mod scene;
+#[path = "live/stacks.rs"]
+mod stacks;
 #[path = "live/subject.rs"]
 mod subject;
 #[path = "live/view.rs"]

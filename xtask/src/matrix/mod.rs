@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
-    fixtures,
+    fixtures::{self, Set},
     project::Project,
     setup::{self, Job},
 };
@@ -22,19 +22,23 @@ use outcome::{Cell, Outcome, Row};
 pub(crate) use release::{FIXTURES, Suite, bring_up, host};
 
 /// The tests that a release has to pass, by the modules of `tests/live` that hold them.
-const TESTS: [&str; 3] = ["explain::", "code_table::", "processes::"];
+const TESTS: [&str; 4] = ["explain::", "code_table::", "processes::", "stacks::"];
+
+/// What they need.
+const SETS: [&Set; 2] = [&fixtures::ALLOCATORS, &fixtures::STACKS];
 
 /// Runs the tests on this machine's own Erlang and on that of each suite, and fails unless all that was asked for
 /// was run and passed.
 pub(crate) fn run(project: &Project, suites: &[Suite], full: bool) -> Result<()> {
     setup::ensure(Job::Matrix)?;
-    fixtures::build(project, &fixtures::ALLOCATORS, &project.target.join("nodes"))?;
+    let nodes = project.target.join("nodes");
+    SETS.iter().try_for_each(|set| fixtures::build(project, set, &nodes))?;
     let tests = tests(project)?;
     let mut rows =
         vec![row("this machine", host().context("this machine's Erlang"), |()| cells(project, &tests, None, full))?];
     for suite in suites {
         eprintln!("==> {}", suite.name());
-        let root = bring_up(project, *suite);
+        let root = bring_up(project, *suite, &SETS);
         rows.push(row(suite.name(), root, |root| cells(project, &tests, Some(&root), full))?);
     }
     print!("{}", outcome::table(&rows));
