@@ -9,10 +9,10 @@ mod agreement;
 mod attach;
 #[path = "live/calls.rs"]
 mod calls;
-#[path = "live/code_table.rs"]
-mod code_table;
 #[path = "live/cases/mod.rs"]
 mod cases;
+#[path = "live/code_table.rs"]
+mod code_table;
 #[path = "live/explain.rs"]
 mod explain;
 #[path = "live/explained.rs"]
@@ -21,10 +21,10 @@ mod explained;
 mod heaps;
 #[path = "live/leaks.rs"]
 mod leaks;
-#[path = "live/processes.rs"]
-mod processes;
 #[path = "live/pattern.rs"]
 mod pattern;
+#[path = "live/processes.rs"]
+mod processes;
 #[path = "live/refusals.rs"]
 mod refusals;
 #[path = "live/scene.rs"]

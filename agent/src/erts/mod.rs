@@ -10,6 +10,7 @@ pub mod jit;
 pub mod mfa;
 pub mod mmapper;
 pub mod mseg;
+pub mod names;
 pub mod port;
 pub mod process;
 pub mod scheduler;

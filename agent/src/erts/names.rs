@@ -5,15 +5,16 @@ use std::collections::HashMap;
 use beamscope_probe::{ErlangEnd, SchedulerKind};
 
 use super::{
-    atom::AtomTable,
+    atom::{AtomError, AtomTable},
     code,
     jit::{CodeTable, CodeTableError, Place},
-    mfa::Mfa,
+    mfa::{Mfa, MfaError},
 };
 use crate::{
     mapping::Address,
     stack::{Frame, FrameKind, Stack, StackEnd, raw::RawStack},
     target::memory::ReadMemory,
+    view::ProcessView,
 };
 
 /// Fragments of JIT code that note in `Process.current` which function they call (`erts/emulator/beam/jit/{x86,arm}/
@@ -43,6 +44,7 @@ impl ErlangNames {
     pub fn learn(
         &mut self,
         stacks: &[&RawStack],
+        view: &ProcessView,
         memory: &(impl ReadMemory + ?Sized),
     ) -> Result<(), CodeTableError> {
         let refreshed = match &mut self.table {
@@ -57,14 +59,24 @@ impl ErlangNames {
                     self.places.entry(lookup).or_insert_with(|| table.lookup(lookup));
                 }
             }
-            let current = stack.erlang.current;
-            if let Some(atoms) = &self.atoms
-                && current.0 != 0
-            {
-                self.functions.entry(current).or_insert_with(|| Mfa::read(current, atoms, memory).ok());
-            }
+            self.learn_function(stack.erlang.current, view, memory);
         }
         refreshed
+    }
+
+    fn learn_function(&mut self, at: Address, view: &ProcessView, memory: &(impl ReadMemory + ?Sized)) {
+        let Self { atoms: Some(atoms), functions, .. } = self else { return };
+        if at.0 == 0 || functions.contains_key(&at) {
+            return;
+        }
+        let mut mfa = Mfa::read(at, atoms, memory);
+        if let Err(MfaError::Atom(AtomError::Index { .. })) = mfa
+            && let Ok(grown) = AtomTable::find(view, memory)
+        {
+            mfa = Mfa::read(at, &grown, memory);
+            *atoms = grown;
+        }
+        functions.insert(at, mfa.ok());
     }
 
     /// Puts the Erlang frames of `raw` behind the native ones of `native`, whose last one may be the boundary to JIT code.

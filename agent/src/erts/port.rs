@@ -60,7 +60,7 @@ pub fn driver_name(
     bytes.truncate(read);
     memory.used(port, &bytes);
     let pointers: BTreeSet<u64> = words_of(&bytes).into_iter().filter(|word| is_pointer(view, *word)).collect();
-    let mut names: Vec<String> = pointers.iter().filter_map(|at| name(view, memory, Address(*at))).collect();
+    let mut names: Vec<String> = pointers.iter().filter_map(|at| driver(view, memory, Address(*at))).collect();
     match names.len() {
         0 => Err(PortError::NoDriver { port }),
         1 => names.pop().ok_or(PortError::NoDriver { port }),
@@ -68,13 +68,33 @@ pub fn driver_name(
     }
 }
 
+/// Where in a `Port` its driver is, in bytes: the one place that leads to a driver in each of `ports`. `None`: there is none,
+/// or no port could be read.
+pub fn driver_offset(view: &ProcessView, memory: &(impl ReadMemory + ?Sized), ports: &[Address]) -> Option<u32> {
+    let mut places: Option<BTreeSet<usize>> = None;
+    for port in ports {
+        let mut bytes = vec![0; PORT];
+        let Ok(read) = memory.read_ahead(*port, &mut bytes) else { continue };
+        bytes.truncate(read);
+        memory.used(*port, &bytes);
+        let words = words_of(&bytes);
+        let leads = |word: &u64| is_pointer(view, *word) && driver(view, memory, Address(*word)).is_some();
+        let here: BTreeSet<usize> =
+            words.iter().enumerate().filter(|(_, word)| leads(word)).map(|(at, _)| at).collect();
+        places = Some(places.map_or_else(|| here.clone(), |known| &known & &here));
+    }
+    let places = places?;
+    let place = places.first().filter(|_| places.len() == 1)?;
+    u32::try_from(place.checked_mul(8)?).ok()
+}
+
 fn is_pointer(view: &ProcessView, word: u64) -> bool {
     word != 0 && word.is_multiple_of(8) && view.is_readable(Address(word))
 }
 
-/// The name of the `erts_driver_t` at `driver`, if it is one.
-fn name(view: &ProcessView, memory: &(impl ReadMemory + ?Sized), driver: Address) -> Option<String> {
-    let words: [u64; DRIVER] = read_words(memory, driver).ok()?;
+/// The name of the `erts_driver_t` at `at`, if it is one.
+pub fn driver(view: &ProcessView, memory: &(impl ReadMemory + ?Sized), at: Address) -> Option<String> {
+    let words: [u64; DRIVER] = read_words(memory, at).ok()?;
     let [_, _, _, name, _, _, _, _, entry, start, stop] = words;
     if !is_pointer(view, entry) {
         return None;

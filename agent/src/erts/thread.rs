@@ -124,6 +124,24 @@ const NAMES: [(&str, ThreadKind); 8] = [
 ];
 
 impl ThreadKind {
+    /// What it is there for, without a number or a name.
+    pub fn role(&self) -> &'static str {
+        match self {
+            Self::Main => "main thread",
+            Self::Scheduler(_) => "normal scheduler",
+            Self::DirtyCpu(_) => "dirty CPU scheduler",
+            Self::DirtyIo(_) => "dirty IO scheduler",
+            Self::Async(_) => "async thread",
+            Self::Poll(_) => "poll thread",
+            Self::Aux(_) => "auxiliary thread",
+            Self::Signal => "signal dispatcher",
+            Self::Message => "system message dispatcher",
+            Self::RunQueueSupervisor => "run queue supervisor",
+            Self::TimeExtender => "time extender",
+            Self::Native { .. } | Self::Unnamed { .. } => "NIF thread",
+        }
+    }
+
     /// What the VM would name so. `None`: nothing.
     pub fn of_name(name: &str) -> Option<Self> {
         let number = |digits: &str| {

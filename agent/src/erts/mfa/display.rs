@@ -36,6 +36,30 @@ impl fmt::Display for Mfa {
     }
 }
 
+impl Mfa {
+    /// Module and function, each as it is written: `lists` and `map/2`, `MyApp.Worker` and `run/2`. Where the module stands
+    /// within the name, as in `anonymous fn/1 in MyApp.Worker.run/2`, the function is all of it.
+    pub fn parts(&self) -> (String, String) {
+        let whole = self.to_string();
+        let (module, separator) = match alias(&self.module) {
+            Some(alias) => (alias.to_owned(), '.'),
+            None => (Atom(&self.module).to_string(), ':'),
+        };
+        let function = whole.strip_prefix(module.as_str()).and_then(|rest| rest.strip_prefix(separator));
+        let function = function.unwrap_or(&whole).to_owned();
+        (module, function)
+    }
+}
+
+/// An atom as Erlang writes it.
+struct Atom<'a>(&'a str);
+
+impl fmt::Display for Atom<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_erlang_atom(f, self.0)
+    }
+}
+
 /// The alias that the name of a module stands for.
 fn alias(module: &str) -> Option<&str> {
     let alias = module.strip_prefix(ELIXIR)?;
@@ -136,6 +160,18 @@ mod tests {
     fn check(module: &str, function: &str, arity: u8, expected: &str) {
         let mfa = Mfa { module: module.into(), function: function.into(), arity };
         assert_eq!(mfa.to_string(), expected);
+    }
+
+    #[test]
+    fn parts_make_up_the_whole() {
+        let check = |module: &str, function: &str, expected: (&str, &str)| {
+            let mfa = Mfa { module: module.into(), function: function.into(), arity: 1 };
+            assert_eq!(mfa.parts(), (expected.0.to_owned(), expected.1.to_owned()));
+        };
+        check("lists", "map", ("lists", "map/1"));
+        check("my mod", "f", ("'my mod'", "f/1"));
+        check("Elixir.MyApp.Worker", "run", ("MyApp.Worker", "run/1"));
+        check("Elixir.MyApp.Worker", "-run/2-fun-0-", ("MyApp.Worker", "anonymous fn/1 in MyApp.Worker.run/2"));
     }
 
     #[test]
