@@ -48,7 +48,8 @@ enum Task {
         #[arg(value_enum, default_values_t = [Suite::Bullseye, Suite::Trixie, Suite::Sid])]
         suites: Vec<Suite>,
     },
-    /// Run the live tests of `explain` and of stacks on other OTP releases, each in a root of a Debian suite; needs root.
+    /// Run the live tests of `explain`, of stacks and of what they are made of on other OTP releases, each in a root of a
+    /// Debian suite; needs root.
     ///
     /// Roots are made by mmdebstrap in `target/roots` and kept; remove one to have it made anew. The table is also
     /// written to `target/matrix/matrix.json`. Fails unless all that was asked for was run and passed.

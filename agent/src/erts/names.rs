@@ -31,7 +31,7 @@ pub struct ErlangNames {
     table: Option<CodeTable>,
     atoms: Option<AtomTable>,
     places: HashMap<Address, Option<Place>>,
-    functions: HashMap<Address, Option<Mfa>>,
+    functions: HashMap<[u64; 3], Option<Mfa>>,
 }
 
 impl ErlangNames {
@@ -64,19 +64,19 @@ impl ErlangNames {
         refreshed
     }
 
-    fn learn_function(&mut self, at: Address, view: &ProcessView, memory: &(impl ReadMemory + ?Sized)) {
+    fn learn_function(&mut self, words: [u64; 3], view: &ProcessView, memory: &(impl ReadMemory + ?Sized)) {
         let Self { atoms: Some(atoms), functions, .. } = self else { return };
-        if at.0 == 0 || functions.contains_key(&at) {
+        if words == [0; 3] || functions.contains_key(&words) {
             return;
         }
-        let mut mfa = Mfa::read(at, atoms, memory);
+        let mut mfa = Mfa::of_words(words, atoms, memory);
         if let Err(MfaError::Atom(AtomError::Index { .. })) = mfa
             && let Ok(grown) = AtomTable::find(view, memory)
         {
-            mfa = Mfa::read(at, &grown, memory);
+            mfa = Mfa::of_words(words, &grown, memory);
             *atoms = grown;
         }
-        functions.insert(at, mfa.ok());
+        functions.insert(words, mfa.ok());
     }
 
     /// Puts the Erlang frames of `raw` behind the native ones of `native`, whose last one may be the boundary to JIT code.
@@ -98,7 +98,7 @@ impl ErlangNames {
             native.frames.pop_if(|frame| frame.kind == FrameKind::Jit);
         }
         if let Some(current) = self.functions.get(&raw.erlang.current).filter(|_| noted) {
-            frames.extend(current.as_ref().map(|mfa| frame(raw.erlang.current, mfa, None, None)));
+            frames.extend(current.as_ref().map(|mfa| frame(Address(0), mfa, None, None)));
         }
         frames.extend(raw.erlang.addresses.iter().filter_map(|address| self.frame(*address)));
         if frames.is_empty() {
@@ -113,9 +113,10 @@ impl ErlangNames {
             }
         }
         native.frames.append(&mut frames);
-        native.end = match raw.erlang.end {
-            ErlangEnd::Complete => StackEnd::Erlang,
-            _ => StackEnd::Truncated,
+        native.end = match (raw.end, raw.erlang.end) {
+            (StackEnd::Jit | StackEnd::Root, ErlangEnd::Complete) => StackEnd::Erlang,
+            (StackEnd::Jit | StackEnd::Root, _) => StackEnd::Truncated,
+            (cut, _) => cut,
         };
         native
     }

@@ -60,7 +60,15 @@ impl Mfa {
     /// The function that the `ErtsCodeMFA` at `at` names: module, function, arity, a word each
     /// (`erts/emulator/beam/code_ix.h`, OTP 25.2.3 and 27.3.4.1).
     pub fn read(at: Address, atoms: &AtomTable, memory: &(impl ReadMemory + ?Sized)) -> Result<Self, MfaError> {
-        let [module, function, arity] = read_words(memory, at)?;
+        Self::of_words(read_words(memory, at)?, atoms, memory)
+    }
+
+    /// The function that the words of an `ErtsCodeMFA` name.
+    pub fn of_words(
+        [module, function, arity]: [u64; 3],
+        atoms: &AtomTable,
+        memory: &(impl ReadMemory + ?Sized),
+    ) -> Result<Self, MfaError> {
         let arity = u8::try_from(arity).map_err(|cause| MfaError::Arity { arity, cause })?;
         let name = |term: u64| match term & ((1 << ATOM_TAG_BITS) - 1) {
             ATOM_TAG => Ok(atoms.read(term >> ATOM_TAG_BITS, memory)?),

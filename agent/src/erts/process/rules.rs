@@ -5,7 +5,7 @@
 
 use super::{
     layout::{CodeMfa, Field, ProcessLayout, ProcessLayoutError, is_heap, is_stack},
-    table::ElementTable,
+    table::{ElementKind, ElementTable},
 };
 use crate::{
     erts::atom::AtomTable,
@@ -163,7 +163,11 @@ impl Rules<'_> {
             words.is_ok_and(|words| words.first_chunk().is_some_and(|mfa| CodeMfa::of(mfa, atoms).is_some()))
         });
         let right = right.count();
-        if right == 0 || !self.is_most(pointers.len() - set.len() + right) {
+        // Where none is noted, as in an idle VM, the next field tells: `parent`, the process that started this one.
+        let parents = self.samples.iter().filter_map(|sample| word_at(&sample.words, current + WORD));
+        let started = parents.filter(|parent| ElementKind::Process.is_tag_of(*parent)).count();
+        let is_anchored = right > 0 || started * 2 > self.samples.len();
+        if !is_anchored || !self.is_most(pointers.len() - set.len() + right) {
             return Err(not_found);
         }
         Ok(())

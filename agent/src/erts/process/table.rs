@@ -49,6 +49,11 @@ impl ElementKind {
             Self::Port => 0x7,
         }
     }
+
+    /// Whether a term is an identifier of this node's, by its tag.
+    pub(super) fn is_tag_of(self, term: u64) -> bool {
+        term & 0xf == self.tag()
+    }
 }
 
 /// How an identifier and the masks of the table are made up.
@@ -208,7 +213,7 @@ impl ElementTable {
             Form::Narrow => id >> 32,
             Form::Wide { .. } => (id >> 4) & (self.count - 1),
         };
-        (id & 0xf == self.kind.tag() && slot < self.count).then_some(slot)
+        (self.kind.is_tag_of(id) && slot < self.count).then_some(slot)
     }
 
     fn proves_itself(&self, memory: &(impl ReadMemory + ?Sized)) -> bool {

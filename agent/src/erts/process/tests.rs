@@ -1,3 +1,5 @@
+//! Are processes found in made-up images, and is what contradicts itself refused?
+
 use proptest::prelude::*;
 
 use super::{
@@ -87,7 +89,8 @@ impl Vm {
         self.node.put_words(at + 80, &[htop, stop]);
         self.node.put_words(at + 128, &[heap, hend, 0, words]);
         let current = if index.is_multiple_of(3) { at + 448 } else { 0 };
-        self.node.put_words(at + 448, &[atom(7), atom(index), 2, current]);
+        let parent = self.id(0, 3);
+        self.node.put_words(at + 448, &[atom(7), atom(index), 2, current, parent]);
     }
 
     pub(in crate::erts) fn table(&self, kind: ElementKind) -> Result<ElementTable, ElementTableError> {
@@ -196,7 +199,21 @@ fn says_which_field_is_not_as_it_should_be() {
     check(88, 0, "there is no place in 40 processes at which heap <= htop <= stop <= hend");
     check(448, 0x3b, "there is no place in 40 processes at which u.initial is two atoms and an arity");
     check(472, HEAP, "there is no place in 40 processes at which current is 0 or leads to two atoms and an arity");
-    check(472, 0, "there is no place in 40 processes at which current is 0 or leads to two atoms and an arity");
+}
+
+/// In an idle VM none may be noted.
+#[test]
+fn current_functions_need_not_be_noted() {
+    let mut vm = Vm::new(true);
+    for index in 0..COUNT {
+        vm.node.put_words(process(index).0 + 472, &[0]);
+    }
+    assert_eq!(vm.layout().unwrap().current, 472);
+    for index in 0..COUNT {
+        vm.node.put_words(process(index).0 + 480, &[0]);
+    }
+    let expected = ProcessLayoutError::NotFound { field: Field::Current, samples: 40 };
+    assert_eq!(vm.layout().unwrap_err(), expected, "nothing tells that it is `current`");
 }
 
 #[test]
