@@ -9,6 +9,9 @@ use crate::{
 fn site(frames: &[Frame], end: StackEnd) -> Site {
     Site {
         stack: Stack { frames: frames.to_vec(), end },
+        thread: None,
+        creator: None,
+        driver: None,
         threads: Vec::new(),
         allocated_bytes: 1000,
         allocated_blocks: 1,

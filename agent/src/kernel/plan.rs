@@ -135,7 +135,7 @@ impl AttachPlan {
             SystemCallTracing::Unavailable { reason } => {
                 notes.push(format!(
                     "mapping calls are followed at the C library's functions ({reason}): system calls that a library \
-                     makes without them are not seen"
+                     makes without them are not seen, nor what made a thread"
                 ));
                 MappingCalls::Functions
             }
@@ -175,8 +175,12 @@ impl AttachPlan {
 }
 
 /// Programs that need stacks, by the engine.
-const RETURNS: [[&str; 2]; 3] =
-    [["allocated", "allocated_walking"], ["mapped", "mapped_walking"], ["sys_exit", "sys_exit_walking"]];
+const RETURNS: [[&str; 2]; 4] = [
+    ["allocated", "allocated_walking"],
+    ["mapped", "mapped_walking"],
+    ["sys_exit", "sys_exit_walking"],
+    ["task_newtask", "task_newtask_walking"],
+];
 
 impl StackEngine {
     /// The program that does what `program` does, with this engine.

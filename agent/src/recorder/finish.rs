@@ -12,7 +12,7 @@ use crate::{
     ledger::{Ledger, SiteTotals},
     mapping::Address,
     recording::{CarrierSeen, Ended, Interval, Mode, Probe, Recording, Site},
-    stack::{Frame, FrameKind, KERNEL_MODULE, raw::RawStack},
+    stack::{Frame, FrameKind, KERNEL_MODULE, Stack, raw::RawStack},
     target::allocator::Allocator,
 };
 
@@ -129,7 +129,8 @@ impl Recorder {
         let thread = self.stacks.first_thread(totals.stack);
         let name = totals.threads.first();
         Ok(Site {
-            stack: self.code.name(raw, self.leaf(totals.function)),
+            stack: self.code.name(raw, Some(self.leaf(totals.function))),
+            creator: self.creator(thread),
             thread: name.map(|name| self.code.erlang.thread_kind(thread, name, self.target.pid())),
             driver: self.code.erlang.driver(raw),
             threads: totals.threads,
@@ -141,6 +142,11 @@ impl Recorder {
             survivors: totals.survivors,
             exact: totals.exact,
         })
+    }
+
+    /// The stack that made `thread`, where it was made during the recording.
+    fn creator(&self, thread: Option<u32>) -> Option<Stack> {
+        Some(self.code.name(self.stacks.creator(thread?)?, None))
     }
 
     /// The frame of the allocation function itself. The walk begins at its caller, so only its name is known.
