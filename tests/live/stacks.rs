@@ -1,6 +1,8 @@
 //! Does each stack go from the function that takes memory to the Erlang process's, or the thread's, first function, with
 //! nothing missing and nothing wrong? (The cases are described in `tests/nodes/stacks*`.)
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 
 use crate::{
@@ -134,11 +136,57 @@ fn freed_memory_is_not_outstanding() {
     }
 }
 
+/// Both engines, at the same time on the same node, see the same stacks: the one that walks in the kernel by its own rows,
+/// and the one that unwinds copies of the stack by somebody else's code.
+#[test]
+fn both_engines_see_the_same_stacks() {
+    let mut stage = Stage::new(false);
+    let cases = || CALLS.iter().chain(&CPP_CASES).chain(&RUST_CASES).chain(&SSL_CASES).chain(&DRIVER_CASES);
+    // Libraries that are loaded meanwhile are seen by each a little later, and not at the same moment.
+    for case in cases() {
+        stage.run(case.module, case.name, 1, 100);
+    }
+    let kernel = stage.record(&["--walk-share", "100"]);
+    let images = stage.record(&["--stack-engine", "images", "--sample-bytes", "1"]);
+    for case in cases() {
+        stage.run(case.module, case.name, 10, 5000);
+    }
+    let (kernel, images) = (kernel.stop(), images.stop());
+    for (report, losses) in [(&kernel, "stack_"), (&images, "lost_samples")] {
+        let lost =
+            report.0["losses"].as_object().expect("losses").keys().filter(|name| name.starts_with(losses)).count();
+        assert_eq!(lost, 0, "{}", report.0["losses"]);
+    }
+    let (kernel, images) = (stacks_of_fixtures(&kernel), stacks_of_fixtures(&images));
+    assert!(kernel.len() >= 30, "{kernel:#?}");
+    let only_in = |these: &BTreeSet<String>, those: &BTreeSet<String>| -> Vec<String> {
+        these.difference(those).cloned().collect()
+    };
+    let (by_kernel, by_images) = (only_in(&kernel, &images), only_in(&images, &kernel));
+    assert!(by_kernel.is_empty() && by_images.is_empty(), "kernel only: {by_kernel:#?}\nimages only: {by_images:#?}");
+}
+
+/// Each stack that passes through a fixture, frame by frame.
+fn stacks_of_fixtures(report: &Report) -> BTreeSet<String> {
+    let frame =
+        |frame: &Value| format!("{} {} {} {}", frame["module"], frame["function"], frame["offset"], frame["line"]);
+    let stack = |site: &Value| {
+        let frames = site["stack"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let frames: Vec<String> = frames.iter().map(frame).collect();
+        format!("{} {}\n  {}", site["thread_kind"], site["stack_end"], frames.join("\n  "))
+    };
+    let has_fixture = |site: &&Value| {
+        let frames = site["stack"].as_array().map(Vec::as_slice).unwrap_or_default();
+        frames.iter().any(|frame| frame["module"].as_str().is_some_and(|name| name.starts_with("stacks")))
+    };
+    report.all_sites().iter().filter(has_fixture).map(stack).collect()
+}
+
 /// Of all stacks of a recording, hardly any ends early, and of each that does, the reason is counted.
 #[test]
 fn stacks_are_complete() {
     let mut stage = Stage::new(false);
-    let recording = stage.record(&[]);
+    let recording = stage.record(&["--walk-share", "100"]);
     for round in 0..20 {
         for case in CALLS.iter().chain(&CPP_CASES).chain(&RUST_CASES).chain(&SSL_CASES).chain(&DRIVER_CASES) {
             stage.run(case.module, case.name, 10 + round, 5000);

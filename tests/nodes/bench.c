@@ -2,6 +2,7 @@
  *
  * `tight` runs pairs one after the other, `paced` in bursts of a millisecond with waits between. Both run for a given
  * time, not for a number of pairs, so that a slow condition takes no longer; both return {Pairs, CpuNs, WallNs}.
+ * `deep` is `tight` with 64 bytes at the end of a number of frames, on a normal scheduler.
  * Sizes are spread evenly from the smallest to the largest. `process_cpu/0` is the CPU time of the whole node in ns.
  */
 #include <erl_nif.h>
@@ -38,6 +39,28 @@ static struct outcome run_tight(uint64_t wall_ns, size_t smallest, size_t larges
     uint64_t begin = now(CLOCK_MONOTONIC), cpu = now(CLOCK_THREAD_CPUTIME_ID);
     do {
         pairs(1000, smallest, largest, &random);
+        outcome.pairs += 1000;
+        outcome.wall_ns = now(CLOCK_MONOTONIC) - begin;
+    } while (outcome.wall_ns < wall_ns);
+    outcome.cpu_ns = now(CLOCK_THREAD_CPUTIME_ID) - cpu;
+    return outcome;
+}
+
+/* The same at the end of `depth` more frames. */
+static __attribute__((noinline)) void deep_pairs(unsigned depth, uint64_t count, uint32_t *random) {
+    if (depth == 0)
+        pairs(count, 64, 64, random);
+    else
+        deep_pairs(depth - 1, count, random);
+    __asm__ volatile("" ::: "memory"); /* no tail call */
+}
+
+static struct outcome run_deep(uint64_t wall_ns, unsigned depth) {
+    struct outcome outcome = {0, 0, 0};
+    uint32_t random = 2463534242u;
+    uint64_t begin = now(CLOCK_MONOTONIC), cpu = now(CLOCK_THREAD_CPUTIME_ID);
+    do {
+        deep_pairs(depth, 1000, &random);
         outcome.pairs += 1000;
         outcome.wall_ns = now(CLOCK_MONOTONIC) - begin;
     } while (outcome.wall_ns < wall_ns);
@@ -83,6 +106,13 @@ static ERL_NIF_TERM tight(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
     return outcome_term(env, run_tight(v[0] * 1000000u, v[1], v[2]));
 }
 
+static ERL_NIF_TERM deep(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
+    unsigned long v[2];
+    if (argc != 2 || !enif_get_ulong(env, argv[0], &v[0]) || !enif_get_ulong(env, argv[1], &v[1]) || v[1] > 100)
+        return enif_make_badarg(env);
+    return outcome_term(env, run_deep(v[0] * 1000000u, (unsigned)v[1]));
+}
+
 static ERL_NIF_TERM paced(ErlNifEnv *env, int argc, const ERL_NIF_TERM argv[]) {
     unsigned long v[4];
     if (!numbers(env, argc, argv, v) || v[1] < 1000)
@@ -97,6 +127,7 @@ static ERL_NIF_TERM process_cpu(ErlNifEnv *env, int argc, const ERL_NIF_TERM arg
 
 static ErlNifFunc functions[] = {
     {"tight", 3, tight, ERL_NIF_DIRTY_JOB_CPU_BOUND},
+    {"deep", 2, deep, 0},
     {"paced", 4, paced, ERL_NIF_DIRTY_JOB_CPU_BOUND},
     {"process_cpu", 0, process_cpu, 0},
 };

@@ -75,7 +75,7 @@ impl Measure {
 }
 
 /// Reads `{Count,CpuNs,WallNs}`.
-fn parse(answer: &str) -> Option<Measure> {
+pub(super) fn parse(answer: &str) -> Option<Measure> {
     let numbers = answer.strip_prefix('{')?.strip_suffix('}')?;
     let numbers: Vec<u64> = numbers.split(',').map(|number| number.trim().parse().ok()).collect::<Option<_>>()?;
     match numbers[..] {

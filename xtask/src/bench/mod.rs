@@ -11,6 +11,7 @@ mod kill;
 mod load;
 mod look;
 mod spread;
+mod stacks;
 mod stall;
 mod table;
 mod without_malloc;
@@ -48,11 +49,12 @@ struct Section {
 type Measurement = fn(&Project) -> Result<Section>;
 
 /// What there is beside the table, by its key in the JSON.
-const SECTIONS: [(&str, Measurement); 4] = [
+const SECTIONS: [(&str, Measurement); 5] = [
     ("without_malloc", without_malloc::measure),
     ("stall", stall::measure),
     ("after_kill", kill::measure),
     ("explain", explain::measure),
+    ("stacks", stacks::measure),
 ];
 
 /// The table, by its key in the JSON.
