@@ -25,6 +25,9 @@ const NOTING_FRAGMENTS: [&str; 4] = ["call_nif_shared", "call_nif_early", "call_
 /// (`erts/emulator/beam/beam_common.c`, OTP 25.2.3; `erl_dirty_bif` and `beam_emu.c` before).
 const DIRTY_LOOP: &str = "erts_dirty_process_main";
 
+/// The interpreter of an emulator without a JIT (`erts/emulator/beam/beam_emu.c`, OTP 23.2.6).
+const INTERPRETER: &str = "process_main";
+
 /// Names of Erlang code in a node.
 #[derive(Debug)]
 pub struct ErlangNames {
@@ -97,6 +100,7 @@ impl ErlangNames {
             }
             native.frames.pop_if(|frame| frame.kind == FrameKind::Jit);
         }
+        noted |= is_interpreters_nif(&native);
         if let Some(current) = self.functions.get(&raw.erlang.current).filter(|_| noted) {
             frames.extend(current.as_ref().map(|mfa| frame(Address(0), mfa, None, None)));
         }
@@ -115,6 +119,7 @@ impl ErlangNames {
         native.frames.append(&mut frames);
         native.end = match (raw.end, raw.erlang.end) {
             (StackEnd::Jit | StackEnd::Root, ErlangEnd::Complete) => StackEnd::Erlang,
+            (end, ErlangEnd::Unknown) => end,
             (StackEnd::Jit | StackEnd::Root, _) => StackEnd::Truncated,
             (cut, _) => cut,
         };
@@ -132,6 +137,16 @@ impl ErlangNames {
             Place::Prologue { .. } | Place::Fragment { .. } => None,
         }
     }
+}
+
+/// Whether a library's function stands above the emulator's interpreter: a NIF then, of which `call_nif` has noted who it is
+/// (`erts/emulator/beam/instrs.tab`, OTP 23.2.6).
+fn is_interpreters_nif(native: &Stack) -> bool {
+    let is_emulator = |frame: &Frame| frame.module.as_deref().is_some_and(code::is_emulator);
+    let is_interpreter = |frame: &Frame| is_emulator(frame) && frame.function.as_deref() == Some(INTERPRETER);
+    let at = native.frames.iter().position(is_interpreter);
+    let called = at.and_then(|at| native.frames.get(at.checked_sub(1)?));
+    called.is_some_and(|frame| frame.kind == FrameKind::Native && !is_emulator(frame))
 }
 
 /// Where to look for what called: a return address can be the next function's first.

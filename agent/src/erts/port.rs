@@ -94,6 +94,15 @@ fn is_pointer(view: &ProcessView, word: u64) -> bool {
 
 /// The name of the `erts_driver_t` at `at`, if it is one.
 pub fn driver(view: &ProcessView, memory: &(impl ReadMemory + ?Sized), at: Address) -> Option<String> {
+    Some(driver_and_code(view, memory, at)?.0)
+}
+
+/// The name of the `erts_driver_t` at `at`, and one of its callbacks, if it is one.
+pub fn driver_and_code(
+    view: &ProcessView,
+    memory: &(impl ReadMemory + ?Sized),
+    at: Address,
+) -> Option<(String, Address)> {
     let words: [u64; DRIVER] = read_words(memory, at).ok()?;
     let [_, _, _, name, _, _, _, _, entry, start, stop] = words;
     if !is_pointer(view, entry) {
@@ -110,7 +119,8 @@ pub fn driver(view: &ProcessView, memory: &(impl ReadMemory + ?Sized), at: Addre
     }
     let text = String::from_utf8(read_text(memory, Address(name), LONGEST).ok()??).ok()?;
     let is_name = !text.is_empty() && text.chars().all(|character| !character.is_control());
-    is_name.then_some(text)
+    let code = if start == 0 { stop } else { start };
+    is_name.then_some((text, Address(code)))
 }
 
 #[cfg(test)]

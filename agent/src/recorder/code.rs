@@ -297,7 +297,7 @@ impl Code {
     /// Looks up the names of new stacks.
     pub(super) fn learn(&mut self, stacks: &[&RawStack], target: &Target) {
         self.symbols.learn(stacks, &self.mappings);
-        if let Err(error) = self.erlang.learn(stacks, target)
+        if let Err(error) = self.erlang.learn(stacks, &self.mappings, target)
             && target.is_alive()
         {
             self.note_defect(format!("code that was loaded during the recording has no names: {error}"));

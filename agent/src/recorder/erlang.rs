@@ -1,12 +1,13 @@
 //! What is known of the Erlang side of a node: found and proven at attach, and kept up to date.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
-use beamscope_probe::{self as probe, ErlangOffsets};
+use beamscope_probe::{self as probe, ErlangEnd, ErlangOffsets};
 
 use crate::{
     erts::{
         atom::AtomTable,
+        code,
         jit::{CodeTable, CodeTableError},
         names::ErlangNames,
         port,
@@ -15,9 +16,9 @@ use crate::{
             table::{ElementKind, ElementTable},
         },
         scheduler::{self, Scheduler, SchedulerKind},
-        thread::ThreadKind,
+        thread::{NamedThread, ThreadKind},
     },
-    mapping::Address,
+    mapping::{Address, Backing, Mappings},
     stack::{Stack, raw::RawStack},
     target::{
         process::{Target, TargetError},
@@ -25,10 +26,14 @@ use crate::{
         view::{self, Viewed},
     },
     view::ProcessView,
+    words::read_word,
 };
 
 /// Ports that are looked at to learn where the driver of one is.
 const PORTS: usize = 16;
+
+/// Ports that are looked at for the driver of a library.
+const PORTS_AT_ONCE: usize = 4096;
 
 /// The Erlang side of one node.
 #[derive(Debug)]
@@ -37,6 +42,9 @@ pub(super) struct Erlang {
     offsets: ErlangOffsets,
     schedulers: Vec<Scheduler>,
     drivers: HashMap<Address, Option<String>>,
+    ports: Option<ElementTable>,
+    /// The driver in a library, by the library's path.
+    of_library: HashMap<String, Option<String>>,
     /// How the process looked at attach.
     view: ProcessView,
     /// What is not known, and why, one sentence each.
@@ -67,6 +75,7 @@ impl Erlang {
             }
         }
         let mut schedulers = Vec::new();
+        let mut unproven = Vec::new();
         if let Some(processes) = &processes {
             let threads = target.named_threads().unwrap_or_default();
             match scheduler::find(&view, &memory, &threads, processes) {
@@ -74,21 +83,32 @@ impl Erlang {
                     offsets.current_process = found.layout.current_process;
                     offsets.current_port = found.layout.current_port;
                     schedulers = found.all;
-                    for thread in found.unproven {
-                        missing.push(format!("what runs on {} ({}) is not known", thread.name, thread.tid));
-                    }
+                    unproven = found.unproven;
                 }
                 Err(error) => {
                     lacks("which process runs on which thread is known only where it called native code", &error)
                 }
             }
         }
-        if let Ok(ports) = ElementTable::find(ElementKind::Port, &view, &memory) {
+        let ports = ElementTable::find(ElementKind::Port, &view, &memory);
+        let ports = ports.map_err(|error| lacks("drivers have no names", &error)).ok();
+        if let Some(ports) = &ports {
             let ports: Vec<Address> = ports.elements(&memory, PORTS).iter().map(|port| port.address).collect();
             offsets.driver = port::driver_offset(&view, &memory, &ports).unwrap_or(0);
         }
+        let unknown = |thread: &NamedThread| format!("what runs on {} ({}) is not known", thread.name, thread.tid);
+        missing.extend(unproven.iter().map(unknown));
         let names = ErlangNames::new(table, atoms);
-        Ok(Self { names, offsets, schedulers, drivers: HashMap::new(), view, missing })
+        Ok(Self {
+            names,
+            offsets,
+            schedulers,
+            drivers: HashMap::new(),
+            ports,
+            of_library: HashMap::new(),
+            view,
+            missing,
+        })
     }
 
     /// Where the kernel finds things.
@@ -110,18 +130,52 @@ impl Erlang {
 
     /// Looks up the names of new stacks. Pages that are read here are those of names, which the VM made when it loaded the
     /// code; one that lies in swap comes back.
-    pub(super) fn learn(&mut self, stacks: &[&RawStack], target: &Target) -> Result<(), CodeTableError> {
-        let Self { names, view, drivers, .. } = self;
-        for driver in stacks.iter().map(|stack| stack.driver).filter(|driver| driver.0 != 0) {
-            drivers.entry(driver).or_insert_with(|| {
-                port::driver(view, target.memory(), driver).or_else(|| {
-                    // It has been loaded since its process was looked at. A process that is gone stays as it was.
-                    *view = view::take(target).ok()?.view;
-                    port::driver(view, target.memory(), driver)
-                })
-            });
+    pub(super) fn learn(
+        &mut self,
+        stacks: &[&RawStack],
+        mappings: &Mappings,
+        target: &Target,
+    ) -> Result<(), CodeTableError> {
+        for stack in stacks {
+            if stack.driver.0 != 0 {
+                self.learn_driver(stack.driver, target);
+            } else if let Some(library) = library_of_callback(stack, mappings)
+                && !self.of_library.contains_key(library)
+            {
+                let name = self.driver_in(library, mappings, target);
+                self.of_library.insert(library.to_owned(), name);
+            }
         }
-        names.learn(stacks, view, target.memory())
+        self.names.learn(stacks, &self.view, target.memory())
+    }
+
+    fn learn_driver(&mut self, driver: Address, target: &Target) {
+        let Self { drivers, view, .. } = self;
+        drivers.entry(driver).or_insert_with(|| {
+            port::driver(view, target.memory(), driver).or_else(|| {
+                // It has been loaded since its process was looked at. A process that is gone stays as it was.
+                *view = view::take(target).ok()?.view;
+                port::driver(view, target.memory(), driver)
+            })
+        });
+    }
+
+    /// The one driver of the open ports whose code is in `library`.
+    fn driver_in(&mut self, library: &str, mappings: &Mappings, target: &Target) -> Option<String> {
+        self.view = view::take(target).ok()?.view;
+        let memory = target.memory();
+        let drivers = self.ports.as_ref()?.elements(memory, PORTS_AT_ONCE).into_iter().filter_map(|port| {
+            let at = port.address.checked_add(self.offsets.driver.into())?;
+            Some(read_word(memory, at).ok()?)
+        });
+        let names: BTreeSet<String> = drivers
+            .collect::<BTreeSet<u64>>()
+            .into_iter()
+            .filter_map(|driver| port::driver_and_code(&self.view, memory, Address(driver)))
+            .filter(|(_, code)| file_at(mappings, *code) == Some(library))
+            .map(|(name, _)| name)
+            .collect();
+        names.first().filter(|_| names.len() == 1).cloned()
     }
 
     /// The stack with its Erlang frames.
@@ -130,8 +184,11 @@ impl Erlang {
     }
 
     /// Name of the driver that a scheduler worked for.
-    pub(super) fn driver(&self, raw: &RawStack) -> Option<String> {
-        self.drivers.get(&raw.driver).cloned().flatten()
+    pub(super) fn driver(&self, raw: &RawStack, mappings: &Mappings) -> Option<String> {
+        match library_of_callback(raw, mappings) {
+            Some(library) => self.of_library.get(library).cloned().flatten(),
+            None => self.drivers.get(&raw.driver).cloned().flatten(),
+        }
     }
 
     /// What the thread with this number and name is there for.
@@ -154,5 +211,31 @@ impl Erlang {
             Some(kind) => kind,
             None => ThreadKind::Native { name: name.to_owned() },
         }
+    }
+}
+
+/// The library whose function a scheduler called between two processes, where the VM has not noted for which port:
+/// `ready_async` is called so (`erts_check_async_ready`, `erts/emulator/beam/erl_async.c`, OTP 25.2.3).
+fn library_of_callback<'a>(stack: &RawStack, mappings: &'a Mappings) -> Option<&'a str> {
+    let between = stack.scheduler == Some(probe::SchedulerKind::Normal) && stack.erlang.end == ErlangEnd::NoProcess;
+    if !between || stack.driver.0 != 0 {
+        return None;
+    }
+    let mut files = stack.addresses.iter().map(|address| file_at(mappings, Address(address.0.saturating_sub(1))));
+    let is_emulator = |path: &str| code::is_emulator(path.rsplit('/').next().unwrap_or(path));
+    let mut above = None;
+    while let Some(Some(file)) = files.next() {
+        if is_emulator(file) {
+            return above;
+        }
+        above = Some(file);
+    }
+    None
+}
+
+fn file_at(mappings: &Mappings, address: Address) -> Option<&str> {
+    match &mappings.find(address)?.backing {
+        Backing::File(path) => Some(path),
+        _ => None,
     }
 }

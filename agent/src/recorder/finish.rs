@@ -132,7 +132,7 @@ impl Recorder {
             stack: self.code.name(raw, Some(self.leaf(totals.function))),
             creator: self.creator(thread),
             thread: name.map(|name| self.code.erlang.thread_kind(thread, name, self.target.pid())),
-            driver: self.code.erlang.driver(raw),
+            driver: self.code.erlang.driver(raw, &self.code.mappings),
             threads: totals.threads,
             allocated_bytes: totals.totals.allocated_bytes,
             allocated_blocks: totals.totals.allocated_blocks,

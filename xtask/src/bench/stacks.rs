@@ -58,7 +58,9 @@ pub(super) fn measure(project: &Project) -> Result<Section> {
 
 /// A node with the libraries of an ordinary one.
 fn node(project: &Project) -> Result<Node> {
-    let mut node = Node::start(&project.target.join("bench"), &NODE_ARGUMENTS)?;
+    // Each thread has a mapping for its stack.
+    let arguments: Vec<&str> = NODE_ARGUMENTS.into_iter().chain(["+A", "16"]).collect();
+    let mut node = Node::start(&project.target.join("bench"), &arguments)?;
     for application in ["crypto", "ssl", "inets"] {
         node.call(&format!("application ensure_all_started {application}"), PATIENCE)?;
     }
