@@ -2,7 +2,7 @@
 
 use bytemuck::{AnyBitPattern, NoUninit};
 
-use crate::SiteKey;
+use crate::{Return, SiteKey};
 
 /// Bytes of stack in a sample: whole pages from the one that holds the stack pointer.
 pub const STACK_BYTES: usize = 16 * 1024;
@@ -90,6 +90,8 @@ pub struct StackImage {
     pub scheduler: u32,
     /// The thread's name, padded with NUL.
     pub command: [u8; COMMAND_BYTES],
+    /// As [`Call::returns`](crate::Call::returns).
+    pub returns: [Return; 2],
 }
 
 /// What happened to the address space.
@@ -161,5 +163,5 @@ pub struct MappingEvent {
 }
 
 const _: () = assert!(size_of::<SampleHeader>() == 64);
-const _: () = assert!(size_of::<StackImage>() == 80);
+const _: () = assert!(size_of::<StackImage>() == 112);
 const _: () = assert!(size_of::<MappingEvent>() == 72);

@@ -170,6 +170,7 @@ fn site(frames: Vec<Frame>, end: StackEnd, threads: &[&str], figures: Figures) -
     outstanding.push(SECONDS, allocated_bytes - freed_bytes);
     Site {
         stack: Stack { frames, end },
+        asked: Asked::System,
         threads: threads.iter().map(|name| (*name).into()).collect(),
         allocated_bytes,
         allocated_blocks,

@@ -58,8 +58,9 @@ pub(crate) const ALL: Set = Set {
         Library { name: "leaky_cpp", language: Language::Cpp },
         Library { name: "thumbnails", language: Language::C },
         Library { name: "bench", language: Language::C },
+        Library { name: "vm_api", language: Language::C },
     ],
-    modules: &["node_control", "allocators", "allocator_recon", "leaky", "leaky_cpp", "thumbnails", "bench"],
+    modules: &["node_control", "allocators", "allocator_recon", "leaky", "leaky_cpp", "thumbnails", "bench", "vm_api"],
 };
 
 struct Library {

@@ -11,7 +11,7 @@ use std::{cmp::Reverse, collections::BTreeMap};
 
 use crate::{
     erts::code,
-    recording::{CarrierSeen, Site},
+    recording::{Asked, CarrierSeen, Site},
     stack::{Frame, FrameKind, Stack, StackEnd},
 };
 
@@ -67,6 +67,9 @@ pub enum Evidence {
 
 /// Says whose the memory of `site` is. `carriers` are those that were found in its blocks and mappings.
 pub fn attribute(site: &Site, carriers: &[&CarrierSeen]) -> Attribution {
+    if site.asked == Asked::Vm {
+        return asked_of_vm(&site.stack);
+    }
     let mut attribution = by_stack(&site.stack);
     let Some(found) = carrier_evidence(carriers) else {
         return attribution;
@@ -98,6 +101,21 @@ fn carrier_evidence(carriers: &[&CarrierSeen]) -> Option<Evidence> {
     allocators.sort_by_key(|(_, bytes)| Reverse(*bytes));
     let allocators = allocators.into_iter().map(|(allocator, _)| allocator.to_owned()).collect();
     (!carriers.is_empty()).then_some(Evidence::Carriers { count: carriers.len(), bytes, allocators })
+}
+
+/// Who called a function of the VM's: the first frame that lies in no file of the VM's and is no wrapper.
+fn asked_of_vm(stack: &Stack) -> Attribution {
+    let native = stack.frames.iter().enumerate().skip(1).filter_map(|(index, frame)| Some((index, frame, native_module(frame)?)));
+    let mut outside = native.filter(|(_, frame, module)| !code::is_emulator(module) && !is_wrapper(frame)).peekable();
+    let Some((first, _, library)) = outside.peek().copied() else { return by_stack(stack) };
+    let inside = outside.take_while(|(_, _, module)| *module == library);
+    let responsible = inside.filter(|(_, frame, _)| !wrapper::is_wrapper_function(frame)).map(|(index, ..)| index).next();
+    Attribution {
+        class: Class::Native { library: library.into() },
+        responsible: responsible.or(Some(first)),
+        via: nif_below(&stack.frames, first).filter(|via| *via != library).map(Into::into),
+        evidence: vec![Evidence::Frame(first)],
+    }
 }
 
 fn by_stack(stack: &Stack) -> Attribution {

@@ -158,6 +158,9 @@ impl AttachPlan {
                     points.push(point(program, allocator, located, placement, &name));
                 }
             }
+            if allocator.functions.iter().any(|located| located.function.is_vm_api()) {
+                notes.push(VM_API_COST.to_owned());
+            }
             if !dear.is_empty() {
                 notes.push(format!(
                     "the kernel cannot emulate the first instructions of {} in {}: a call of one of them costs the node \
@@ -174,9 +177,18 @@ impl AttachPlan {
     }
 }
 
+/// Said where the VM's own functions are followed. As measured by `cargo xtask bench --only vm_api`.
+const VM_API_COST: &str = "--vm-api: each call of the VM's functions for native code costs the node two traps more, at \
+                           its begin and its end, and each block that the VM frees, also for itself, one more: about \
+                           1 us each, and the walk of the stack of each allocation";
+
 /// Programs that need stacks, by the engine.
-const RETURNS: [[&str; 2]; 3] =
-    [["allocated", "allocated_walking"], ["mapped", "mapped_walking"], ["sys_exit", "sys_exit_walking"]];
+const RETURNS: [[&str; 2]; 4] = [
+    ["allocated", "allocated_walking"],
+    ["vm_allocated", "vm_allocated_walking"],
+    ["mapped", "mapped_walking"],
+    ["sys_exit", "sys_exit_walking"],
+];
 
 impl StackEngine {
     /// The program that does what `program` does, with this engine.
@@ -205,8 +217,25 @@ fn programs(function: Function) -> Programs {
         Function::Brk => (Some("mapped"), 1),
         Function::Munmap => (Some("mapped"), 2),
         Function::Mmap | Function::Mremap => (Some("mapped"), 4),
+        Function::EnifAlloc | Function::DriverAlloc | Function::DriverAllocBinary => (Some("vm_allocated"), 1),
+        Function::EnifRealloc
+        | Function::EnifAllocResource
+        | Function::EnifMakeNewBinary
+        | Function::EnifAllocBinary
+        | Function::EnifReallocBinary
+        | Function::DriverRealloc
+        | Function::DriverReallocBinary => (Some("vm_allocated"), 2),
+        Function::EnifFree | Function::DriverFree => (None, 1),
+        Function::VmFree => (None, 3),
+        Function::MsegAlloc => (None, 4),
     };
-    let on_entry = if function == Function::OperatorNew { "operator_new" } else { function.name() };
+    let on_entry = match function {
+        Function::OperatorNew => "operator_new",
+        Function::EnifFree | Function::DriverFree => "vm_api_free",
+        Function::VmFree => "vm_free",
+        Function::MsegAlloc => "carrier_requested",
+        _ => function.name(),
+    };
     Programs { on_entry, on_return, arguments }
 }
 

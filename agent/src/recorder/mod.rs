@@ -28,6 +28,7 @@ use crate::{
     target::{
         allocator::{self, Allocator, Allocators, Located},
         process::Target,
+        vm_api::{self, VmApi},
     },
 };
 use code::Code;
@@ -47,6 +48,8 @@ pub struct Options {
     pub stack_engine: Option<StackEngine>,
     /// Share of each processor's time that walking the stack of every allocation may take.
     pub walk_share: f64,
+    /// Follows what native code asks the VM for as well.
+    pub vm_api: bool,
 }
 
 impl Default for Options {
@@ -57,6 +60,7 @@ impl Default for Options {
             no_tracepoints: false,
             stack_engine: None,
             walk_share: 0.1,
+            vm_api: false,
         }
     }
 }
@@ -110,7 +114,15 @@ impl Recorder {
             SystemCallTracing::of(features)
         };
         let (engine, note) = StackEngine::of(features, options.stack_engine);
-        let mut plan = AttachPlan::new(object::HOST, &allocators, &tracing, engine, target.pid());
+        let mut probed = allocators.clone();
+        if options.vm_api {
+            let VmApi { functions, unseen } = vm_api::find(&target).context("cannot follow what native code asks the VM for")?;
+            probed.push(functions);
+            defects.extend(unseen.map(|error| {
+                format!("--vm-api: binaries and resources that the VM frees are not seen, so they count as outstanding: {error}")
+            }));
+        }
+        let mut plan = AttachPlan::new(object::HOST, &probed, &tracing, engine, target.pid());
         plan.notes.extend(note);
         let through_map_files = features.capabilities.clone().is_ok_and(Capabilities::can_open_mapped_files);
         let mut code = Code::new(&target, through_map_files, engine);
@@ -123,6 +135,7 @@ impl Recorder {
             heap_end,
             row_chunks: code.row_chunks(),
             walk_share: options.walk_share,
+            vm_api: options.vm_api,
         };
         let mut session = Session::attach(&plan, pid, &settings)
             .with_context(|| format!("cannot follow the allocations of process {pid}"))?;

@@ -163,6 +163,9 @@ pub struct Snapshot {
 pub struct Site {
     /// The stack; its first frame is the allocation function.
     pub stack: Stack,
+    /// Who was asked.
+    #[serde(default)]
+    pub asked: Asked,
     /// Threads that were seen at it, by name.
     pub threads: Vec<String>,
     /// Bytes asked for.
@@ -179,6 +182,23 @@ pub struct Site {
     pub survivors: Survivors,
     /// Whether the figures are exact for this stack, or were divided among stacks by samples.
     pub exact: bool,
+}
+
+/// Who was asked for the memory of a site.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Asked {
+    /// The C library or the kernel. The memory of these sites is all that the process has asked for.
+    #[default]
+    System,
+    /// The VM, by native code. What it hands out lies in carriers, whose memory is that of other sites.
+    Vm,
+    /// The VM's allocation of segments, by one of its allocators: carriers, whose memory is that of other sites or was
+    /// taken from those that are kept for use again.
+    Carriers {
+        /// Name of the allocator: `ets_alloc`.
+        allocator: String,
+    },
 }
 
 impl Site {

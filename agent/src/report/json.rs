@@ -2,13 +2,15 @@
 //!
 //! Keys are stable and all present; what this version does not find out is `null` or an empty list. Every site has a
 //! `class` beside its `kind`: a site of kind `native` was seen at the allocation functions, and its class says whether
-//! the memory is native code's or, for want of a stack, of unknown owner.
+//! the memory is native code's or, for want of a stack, of unknown owner. A site of kind `vm_api` was seen at the VM's
+//! own functions for native code: what they hand out lies in carriers and is in none of the `totals`.
 
 use serde_json::{Value, json};
 
 use super::{RankedSite, Report, Total, memory};
 use crate::{
     attribute::{Class, Evidence},
+    recording::Asked,
     report::label,
     stack::{Frame, FrameKind},
 };
@@ -20,7 +22,8 @@ pub const SCHEMA: &str = "beamscope.report/1";
 pub fn render(report: &Report<'_>, top: Option<usize>) -> String {
     let recording = report.recording;
     let interval = &recording.interval;
-    let sites: Vec<_> = report.sites.iter().take(top.unwrap_or(usize::MAX)).map(site).collect();
+    let top = top.unwrap_or(usize::MAX);
+    let sites: Vec<_> = report.sites.iter().take(top).chain(report.vm_api.iter().take(top)).map(site).collect();
     let mut json = json!({
         "schema": SCHEMA,
         "beamscope": recording.beamscope,
@@ -34,7 +37,7 @@ pub fn render(report: &Report<'_>, top: Option<usize>) -> String {
         },
         "rss": rss(report),
         "totals": { "native": total(&report.native), "vm": total(&report.vm), "unknown": total(&report.unknown) },
-        "sites_found": report.sites.len(),
+        "sites_found": report.sites.len().saturating_add(report.vm_api.len()),
         "sites": sites,
         "verdicts": [],
         "losses": recording.losses,
@@ -98,6 +101,7 @@ fn site(ranked: &RankedSite<'_>) -> Value {
         Class::Vm => ("carrier", "vm", None),
         Class::Unknown => ("native", "unknown", None),
     };
+    let kind = if site.asked == Asked::Vm { "vm_api" } else { kind };
     let frames = &site.stack.frames;
     let responsible = attribution.responsible.and_then(|index| frames.get(index));
     let erlang = frames.iter().find(|frame| frame.kind == FrameKind::Erlang);

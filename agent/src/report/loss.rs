@@ -24,6 +24,7 @@ pub fn effect(counter: &str) -> &'static str {
         "stacks_without_unwind_information" => {
             "stacks end at code that does not say how to unwind it: callers may be missing; bytes are right"
         }
+        "unlocated_vm_blocks" => "blocks of the VM's functions were not followed: their outstanding bytes are too low",
         "addresses_without_readable_symbols" => "frames are shown as library and offset; bytes are right",
         "stack_table_full" => "stacks were too many to keep: their bytes are counted without callers; totals are right",
         "malformed_records" => "events that could not be understood were left out",

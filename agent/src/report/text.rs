@@ -22,6 +22,7 @@ const VM_SITES: usize = 5;
 const LIBRARY: usize = 16;
 const FUNCTION: usize = 22;
 const THREAD: usize = 14;
+const BY: usize = 14;
 
 /// What of a report is shown, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +66,7 @@ impl Text<'_> {
             }
         }
         self.vm_table(&vm)?;
+        self.vm_api()?;
         if let Some(memory) = &self.report.memory {
             let options = memory::text::Options { units: self.options.units, ..memory::text::Options::default() };
             memory::text::sections(&mut self.page, memory, options)?;
@@ -158,6 +160,35 @@ impl Text<'_> {
         }
         self.page.table(&table)?;
         writeln!(self.page, "Carriers hold Erlang terms and tables; they are no leak of native code.")
+    }
+
+    fn vm_api(&mut self) -> fmt::Result {
+        let sites = &self.report.vm_api;
+        if sites.is_empty() {
+            return Ok(());
+        }
+        let shown = sites.len().min(self.options.top);
+        self.page.heading(&format!("What native code asked the VM for{}", of(shown, sites.len())))?;
+        let header = ["#", "outstanding", "blocks", "growth/s", "oldest", "library", "function", "by"];
+        let mut table = table(&header, 0..5);
+        for (rank, ranked) in (1..).zip(sites.iter().take(shown)) {
+            let library = match &ranked.attribution.class {
+                Class::Native { library } => library,
+                Class::Vm | Class::Unknown => "?",
+            };
+            let mut row = self.site_row(rank, ranked, library);
+            row.pop();
+            row.push(label::shorten(&ranked.site.stack.frames.first().map(label::function).unwrap_or_default(), BY));
+            table.add_row(row);
+        }
+        self.page.table(&table)?;
+        writeln!(self.page, "These blocks lie in carriers, whose bytes are counted above as the VM's.")?;
+        for (rank, ranked) in (1..).zip(sites.iter().take(STACKS.min(self.options.top))) {
+            if ranked.site.outstanding_bytes() > 0 {
+                self.stack(rank, ranked)?;
+            }
+        }
+        Ok(())
     }
 
     fn site_row(&self, rank: usize, ranked: &RankedSite<'_>, owner: &str) -> Vec<String> {
