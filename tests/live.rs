@@ -23,3 +23,5 @@ mod refusals;
 mod subject;
 #[path = "live/view.rs"]
 mod view;
+#[path = "live/vm_api.rs"]
+mod vm_api;

@@ -4,7 +4,7 @@
 %%
 %% `hold(Way, Bytes, Blocks)` keeps blocks in a process until `drop(Way)` ends it; all return bytes.
 -module(vm_api).
--export([take/3, churn/3, hold/3, drop/1, tables/1, heaps/1, binaries/1, pairs/1]).
+-export([take/3, churn/3, hold/3, drop/1, tables/1, heaps/1, binaries/1, pairs/1, spawns/1]).
 -on_load(load/0).
 
 load() -> erlang:load_nif(node_control:nif_path(?MODULE), 0).
@@ -75,6 +75,17 @@ binaries(Mib) ->
 
 make_binaries(0, Kept) -> Kept;
 make_binaries(Left, Kept) -> make_binaries(Left - 1, [binary:copy(<<"x">>, 65536) | Kept]).
+
+%% CPU nanoseconds of the node for `Count` processes that end at once.
+spawns(Count) ->
+    Before = bench:process_cpu(),
+    spawn_each(Count),
+    bench:process_cpu() - Before.
+
+spawn_each(0) -> ok;
+spawn_each(Left) ->
+    {_Pid, Monitor} = spawn_monitor(fun() -> ok end),
+    receive {'DOWN', Monitor, process, _, _} -> spawn_each(Left - 1) end.
 
 take_blocks(_Way, _Bytes, _Blocks) -> erlang:nif_error(not_loaded).
 churn_blocks(_Way, _Bytes, _Blocks) -> erlang:nif_error(not_loaded).

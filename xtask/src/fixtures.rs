@@ -44,8 +44,12 @@ pub(crate) const DEMO: Set = Set {
 
 /// The benchmark's.
 pub(crate) const BENCH: Set = Set {
-    libraries: &[Library { name: "bench", language: Language::C }, Library { name: "leaky", language: Language::C }],
-    modules: &["node_control", "bench", "leaky", "allocators", "allocator_recon"],
+    libraries: &[
+        Library { name: "bench", language: Language::C },
+        Library { name: "leaky", language: Language::C },
+        Library { name: "vm_api", language: Language::C },
+    ],
+    modules: &["node_control", "bench", "leaky", "allocators", "allocator_recon", "vm_api"],
 };
 
 /// What brings the allocators of a node into a known state: needs no C compiler.

@@ -105,11 +105,17 @@ fn carrier_evidence(carriers: &[&CarrierSeen]) -> Option<Evidence> {
 
 /// Who called a function of the VM's: the first frame that lies in no file of the VM's and is no wrapper.
 fn asked_of_vm(stack: &Stack) -> Attribution {
-    let native = stack.frames.iter().enumerate().skip(1).filter_map(|(index, frame)| Some((index, frame, native_module(frame)?)));
+    let native = stack
+        .frames
+        .iter()
+        .enumerate()
+        .skip(1)
+        .filter_map(|(index, frame)| Some((index, frame, native_module(frame)?)));
     let mut outside = native.filter(|(_, frame, module)| !code::is_emulator(module) && !is_wrapper(frame)).peekable();
     let Some((first, _, library)) = outside.peek().copied() else { return by_stack(stack) };
     let inside = outside.take_while(|(_, _, module)| *module == library);
-    let responsible = inside.filter(|(_, frame, _)| !wrapper::is_wrapper_function(frame)).map(|(index, ..)| index).next();
+    let responsible =
+        inside.filter(|(_, frame, _)| !wrapper::is_wrapper_function(frame)).map(|(index, ..)| index).next();
     Attribution {
         class: Class::Native { library: library.into() },
         responsible: responsible.or(Some(first)),

@@ -116,7 +116,8 @@ impl Recorder {
         let (engine, note) = StackEngine::of(features, options.stack_engine);
         let mut probed = allocators.clone();
         if options.vm_api {
-            let VmApi { functions, unseen } = vm_api::find(&target).context("cannot follow what native code asks the VM for")?;
+            let VmApi { functions, unseen } =
+                vm_api::find(&target).context("cannot follow what native code asks the VM for")?;
             probed.push(functions);
             defects.extend(unseen.map(|error| {
                 format!("--vm-api: binaries and resources that the VM frees are not seen, so they count as outstanding: {error}")

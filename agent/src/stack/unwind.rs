@@ -130,7 +130,8 @@ impl Unwinder {
         if self.is_covered(at) {
             return None;
         }
-        let returns = image.returns.iter().find(|returns| returns.address != 0 && returns.stack_pointer == stack_pointer)?;
+        let returns =
+            image.returns.iter().find(|returns| returns.address != 0 && returns.stack_pointer == stack_pointer)?;
         FrameAddress::from_return_address(returns.address)
     }
 

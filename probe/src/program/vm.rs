@@ -14,8 +14,8 @@ use super::allocation::Request;
 const FLAGS: u64 = 16;
 /// Largest binary that can lie on a process's heap, in bytes (`ERL_ONHEAP_BIN_LIMIT`, `ERL_ONHEAP_BITS_LIMIT`).
 const LARGEST_ON_HEAP: u64 = 64;
-/// More references to a new binary there are not.
-const REFERENCES: u64 = 1 << 31;
+/// More references to a binary there are not.
+const MOST_REFERENCES: u64 = 1 << 31;
 /// Bytes of a resource in front of the user's: `destructor`, `refn` and `alloc_type` of `ErtsMagicBinary`, `type` and
 /// `monitors` of `ErtsResource` (erts/emulator/beam/global.h).
 const RESOURCE: u64 = 40;
@@ -48,7 +48,7 @@ pub(crate) fn resized(request: &Request) -> u64 {
         Function::EnifReallocBinary => word(request.argument.wrapping_add(REFERENCED)).unwrap_or(0),
         Function::DriverReallocBinary if request.argument != 0 => {
             let data = request.argument.wrapping_add(DRIVER_DATA);
-            word(request.argument).and_then(|size| of_binary(data, size)).unwrap_or(0)
+            word(request.argument).and_then(|size| of_binary(data, size, MOST_REFERENCES)).unwrap_or(0)
         }
         _ => 0,
     }
@@ -68,27 +68,28 @@ pub(crate) fn block(call: &Call, function: u32, result: u64) -> Result<u64, NoBl
     } else if is(Function::EnifAllocResource) {
         of_resource(result, call)
     } else if is(Function::EnifMakeNewBinary) {
-        let found = of_binary(result, call.size);
+        // In place of the references, a binary on the heap has its header, which is never 1.
+        let found = of_binary(result, call.size, 1);
         if found.is_none() && call.size <= LARGEST_ON_HEAP {
             return Err(NoBlock::OnHeap);
         }
         found
     } else if is(Function::DriverAllocBinary) || is(Function::DriverReallocBinary) {
-        of_binary(result.wrapping_add(DRIVER_DATA), call.size)
+        of_binary(result.wrapping_add(DRIVER_DATA), call.size, MOST_REFERENCES)
     } else {
         Some(result)
     };
     found.ok_or(NoBlock::NotFound)
 }
 
-/// The `Binary` whose data begin at `data`.
+/// The `Binary` whose data begin at `data`, if its fields say so.
 #[inline(always)]
-fn of_binary(data: u64, size: u64) -> Option<u64> {
+fn of_binary(data: u64, size: u64, most_references: u64) -> Option<u64> {
     let mut words = [0_u64; 4];
     // SAFETY: the helper checks the address.
     words = unsafe { bpf_probe_read_user(data.wrapping_sub(32) as *const [u64; 4]) }.unwrap_or(words);
     let [before, _, references, stated] = words;
-    let is_binary = stated == size && references != 0 && references < REFERENCES;
+    let is_binary = stated == size && references != 0 && references <= most_references;
     is_binary.then(|| begin(data, before))
 }
 
@@ -103,7 +104,7 @@ fn of_resource(user: u64, call: &Call) -> Option<u64> {
         && stated >= least
         && stated - least < MONITORS
         && references != 0
-        && references < REFERENCES;
+        && references <= MOST_REFERENCES;
     is_resource.then(|| begin(user.wrapping_sub(RESOURCE), before))
 }
 

@@ -60,7 +60,11 @@ pub fn free_functions(
 
 /// The number of the allocator of this name.
 pub fn number(name: &str, located: &Located, memory: &(impl ReadMemory + ?Sized)) -> Option<u32> {
-    located.extras.iter().map(|(number, _)| *number).find(|number| name_of(*number, located, memory).as_deref() == Some(name))
+    located
+        .extras
+        .iter()
+        .map(|(number, _)| *number)
+        .find(|number| name_of(*number, located, memory).as_deref() == Some(name))
 }
 
 /// The name of the allocator of this number: `ets_alloc`.
@@ -75,8 +79,7 @@ pub fn name_of(number: u32, located: &Located, memory: &(impl ReadMemory + ?Size
 fn table<'a>(located: &Located, data: &'a Variables, code: &[Range<u64>]) -> Option<&'a [u64]> {
     let (number, extra) = *located.extras.first()?;
     let back = u64::from(number).checked_mul(RECORD as u64)?.checked_add(EXTRA as u64)?.checked_mul(WORD)?;
-    let starts: Vec<Address> =
-        data.holding(&[extra]).filter_map(|at| Some(Address(at.0.checked_sub(back)?))).collect();
+    let starts: Vec<Address> = data.holding(&[extra]).filter_map(|at| Some(Address(at.0.checked_sub(back)?))).collect();
     starts.into_iter().map(|start| data.from(start)).find(|table| {
         located.extras.iter().all(|(number, extra)| {
             record(table, *number, code).is_some_and(|record| record.get(EXTRA) == Some(&extra.0))
