@@ -9,6 +9,10 @@ mod agreement;
 mod attach;
 #[path = "live/calls.rs"]
 mod calls;
+#[path = "live/cases/mod.rs"]
+mod cases;
+#[path = "live/code_table.rs"]
+mod code_table;
 #[path = "live/explain.rs"]
 mod explain;
 #[path = "live/explained.rs"]
@@ -17,8 +21,16 @@ mod explained;
 mod heaps;
 #[path = "live/leaks.rs"]
 mod leaks;
+#[path = "live/pattern.rs"]
+mod pattern;
+#[path = "live/processes.rs"]
+mod processes;
 #[path = "live/refusals.rs"]
 mod refusals;
+#[path = "live/scene.rs"]
+mod scene;
+#[path = "live/stacks.rs"]
+mod stacks;
 #[path = "live/subject.rs"]
 mod subject;
 #[path = "live/view.rs"]

@@ -98,6 +98,17 @@ pub fn words_of(bytes: &[u8]) -> Vec<u64> {
     bytes.as_chunks::<8>().0.iter().copied().map(u64::from_le_bytes).collect()
 }
 
+/// The lower 32 bits of a word: of two fields of four bytes, the first.
+pub fn low_half(word: u64) -> u32 {
+    let [a, b, c, d, ..] = word.to_le_bytes();
+    u32::from_le_bytes([a, b, c, d])
+}
+
+/// The upper 32 bits of a word: of two fields of four bytes, the second.
+pub fn high_half(word: u64) -> u32 {
+    low_half(word >> 32)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -76,8 +76,8 @@ pub struct StackImage {
     pub frame_pointer: u64,
     /// `x30`; 0 on `x86_64`.
     pub link_register: u64,
-    /// `current` of the Erlang process on the thread: address of an `ErtsCodeMFA`, or 0.
-    pub current: u64,
+    /// As [`StoredStack::current`](crate::StoredStack::current).
+    pub current: [u64; 3],
     /// As [`StoredStack::driver`](crate::StoredStack::driver).
     pub driver: u64,
     /// Bytes of the stack that could be read, from its beginning; a multiple of the 4096 that are read at a time.
@@ -163,5 +163,5 @@ pub struct MappingEvent {
 }
 
 const _: () = assert!(size_of::<SampleHeader>() == 64);
-const _: () = assert!(size_of::<StackImage>() == 112);
+const _: () = assert!(size_of::<StackImage>() == 128);
 const _: () = assert!(size_of::<MappingEvent>() == 72);

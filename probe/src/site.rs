@@ -36,7 +36,7 @@ pub enum Function {
     Brk,
     /// The `operator new` of an allocator that has its own: its first parameter is the size
     OperatorNew,
-    /// The VM's `enif_alloc(size)` (erts/emulator/beam/erl_nif.c, OTP-23.2.6 to OTP-27.3.4.1, as the next ones)
+    /// The VM's `enif_alloc(size)` (`erl_nif.c`, OTP-23.2.6 to OTP-27.3.4.1, as the next ones)
     EnifAlloc,
     /// `enif_realloc(address, size)`
     EnifRealloc,
@@ -50,7 +50,7 @@ pub enum Function {
     EnifReallocBinary,
     /// `enif_free(address)`
     EnifFree,
-    /// The VM's `driver_alloc(size)` (erts/emulator/beam/io.c, same releases, as the next ones)
+    /// The VM's `driver_alloc(size)` (`io.c`, same releases, as the next ones)
     DriverAlloc,
     /// `driver_realloc(address, size)`
     DriverRealloc,
@@ -61,10 +61,10 @@ pub enum Function {
     /// `driver_free(address)`
     DriverFree,
     /// What the VM's allocators free a block with: `free(type, extra, address)` in `ErtsAllocatorFunctions_t`
-    /// (erts/emulator/beam/erl_alloc.h, same releases)
+    /// (`erl_alloc.h`, same releases)
     VmFree,
     /// `erts_mseg_alloc_opt(allocator, size, flags, options)`, which asks for a carrier
-    /// (erts/emulator/sys/common/erl_mseg.c, same releases)
+    /// (`erl_mseg.c`, same releases)
     MsegAlloc,
 }
 

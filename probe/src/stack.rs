@@ -150,8 +150,9 @@ pub struct StoredStack {
     pub leaf_is_return: u32,
     /// Thread that was first seen with it; not part of what is compared.
     pub thread: u32,
-    /// `current` of the process: address of an `ErtsCodeMFA`, or 0.
-    pub current: u64,
+    /// What `current` of the process leads to, an `ErtsCodeMFA`: module, function and arity; 0 where it is 0. What is there
+    /// can be gone when the agent could read it.
+    pub current: [u64; 3],
     /// Address of the driver whose port the scheduler is busy with, or 0.
     pub driver: u64,
     /// The thread's name, padded with NUL; empty for schedulers.
@@ -211,6 +212,6 @@ pub struct ErlangOffsets {
 }
 
 const _: () = assert!(size_of::<Module>() == 40);
-const _: () = assert!(size_of::<StoredStack>() == 64 + STACK_WORDS * 8);
+const _: () = assert!(size_of::<StoredStack>() == 80 + STACK_WORDS * 8);
 const _: () = assert!(size_of::<Scheduler>() == 16);
 const _: () = assert!(size_of::<ErlangOffsets>() == 32);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use beamscope::{
     ledger::{Series, Survivors},
     mapping::{Address, Mappings},
-    recording::{CarrierSeen, Emulator, Ended, Interval, Mode, Node, Probe, Recording, Site, Snapshot},
+    recording::{Asked, CarrierSeen, Emulator, Ended, Interval, Mode, Node, Probe, Recording, Site, Snapshot},
     stack::{Frame, FrameKind, Stack, StackEnd},
 };
 

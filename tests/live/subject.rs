@@ -1,6 +1,7 @@
 //! Processes to look at: they answer each line of their stdin with one line.
 
 use std::{
+    env,
     io::{BufRead as _, BufReader, Write as _},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
@@ -90,6 +91,39 @@ impl Drop for Subject {
     fn drop(&mut self) {
         self.child.kill().unwrap_or_default();
         self.child.wait().map(drop).unwrap_or_default();
+    }
+}
+
+/// The Erlang that is under test: the machine's own, or that of another system.
+pub(crate) struct Release {
+    /// Starts it.
+    pub(crate) command: Command,
+    /// Where it finds the compiled fixtures.
+    pub(crate) code: PathBuf,
+    /// The root of the other system.
+    pub(crate) root: Option<PathBuf>,
+}
+
+/// Names the root of another system in which `cargo xtask matrix` has put the compiled fixtures. Without it, the
+/// machine's own Erlang is the one under test.
+const ROOT: &str = "BEAMSCOPE_TEST_ROOT";
+
+/// Where the fixtures are in such a root.
+const FIXTURES_IN_ROOT: &str = "nodes";
+
+impl Release {
+    pub(crate) fn under_test() -> Self {
+        let Some(root) = env::var_os(ROOT).map(PathBuf::from) else {
+            return Self { command: Command::new("erl"), code: fixtures(), root: None };
+        };
+        let mut command = Command::new("chroot");
+        command.arg(&root).arg("erl");
+        Self { command, code: Path::new("/").join(FIXTURES_IN_ROOT), root: Some(root) }
+    }
+
+    /// Where this process finds the compiled fixtures.
+    pub(crate) fn fixtures(&self) -> PathBuf {
+        self.root.as_ref().map_or_else(|| self.code.clone(), |root| root.join(FIXTURES_IN_ROOT))
     }
 }
 

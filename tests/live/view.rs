@@ -2,9 +2,8 @@
 
 use std::{
     collections::BTreeMap,
-    env, fs,
-    path::{Path, PathBuf},
-    process::Command,
+    fs,
+    path::Path,
     thread,
     time::{Duration, Instant},
 };
@@ -17,15 +16,8 @@ use tempfile::TempDir;
 
 use crate::{
     agent::proc_file,
-    subject::{Subject, fixtures},
+    subject::{Release, Subject},
 };
-
-/// Names the root of another system in which `cargo xtask matrix` has put the compiled fixtures. Without it, the
-/// machine's own Erlang is the one under test.
-const ROOT: &str = "BEAMSCOPE_TEST_ROOT";
-
-/// Where the fixtures are in such a root.
-const FIXTURES_IN_ROOT: &str = "/nodes";
 
 /// A node in a known state, which can tell its view of it.
 pub(crate) struct Viewed {
@@ -44,21 +36,14 @@ impl Viewed {
 
     /// The same for a state in which a node never rests.
     pub(crate) fn busy(state: &str, arguments: &[&str]) -> Self {
-        let root = env::var_os(ROOT).map(PathBuf::from);
+        let Release { mut command, code, root } = Release::under_test();
         let folder = match &root {
             Some(root) => tempfile::tempdir_in(root.join("tmp")),
             None => tempfile::tempdir(),
         };
         let folder = folder.expect("a folder");
-        let (mut command, code, views) = match &root {
-            Some(root) => {
-                let mut command = Command::new("chroot");
-                command.arg(root).arg("erl");
-                let inside = folder.path().strip_prefix(root).expect("it is in there");
-                (command, PathBuf::from(FIXTURES_IN_ROOT), Path::new("/").join(inside))
-            }
-            None => (Command::new("erl"), fixtures(), folder.path().to_owned()),
-        };
+        let inside = root.as_ref().map(|root| folder.path().strip_prefix(root).expect("it is in there"));
+        let views = inside.map_or_else(|| folder.path().to_owned(), |inside| Path::new("/").join(inside));
         command.env("NODE_VIEW_DIR", views).arg("-noshell").arg("-pa").arg(code);
         command.args(arguments).args(["-s", "node_control"]);
         let mut viewed = Self { subject: Subject::started_by(&mut command), folder, files: 0 };
@@ -76,7 +61,18 @@ impl Viewed {
 
     /// Calls a function of `allocators.erl`.
     pub(crate) fn call(&mut self, call: &str) {
-        assert_eq!(self.subject.ask(&format!("call allocators {call}")), "called ok", "{call}");
+        self.call_in("allocators", call);
+    }
+
+    /// Calls a function of another module.
+    pub(crate) fn call_in(&mut self, module: &str, call: &str) {
+        assert_eq!(self.subject.ask(&format!("call {module} {call}")), "called ok", "{module} {call}");
+    }
+
+    /// A file that the node has written.
+    pub(crate) fn file(&self, name: &str) -> String {
+        let path = self.folder.path().join(name);
+        fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
     }
 
     fn settle(&mut self) {

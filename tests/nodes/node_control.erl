@@ -11,7 +11,7 @@
 %%   churn on|off                  balanced malloc and free, about 100,000 pairs a second            -> ok
 %%   counters                      bytes that each kind has leaked so far                            -> counters KIND=BYTES ...
 %%   ticker                        largest gap between two 5 ms ticks since the last question        -> ticker max_us=N ticks=N
-%%   call MODULE FUNCTION INT...   apply an exported function                                        -> called TERM
+%%   call MODULE FUNCTION WORD...  apply an exported function to integers and atoms                  -> called TERM
 %%   pid                           the operating system's process id                                 -> pid N
 %%   stop                          halt with status 0                                                -> stopped
 %% and `error TERM` for what failed.
@@ -83,10 +83,15 @@ command(["ticker"], #{ticker := Ticker} = Running) ->
     Ticker ! {largest, self()},
     receive {largest, Gap, Ticks} -> {io_lib:format("ticker max_us=~b ticks=~b", [Gap, Ticks]), Running} end;
 command(["call", Module, Function | Arguments], Running) ->
-    Result = apply(list_to_atom(Module), list_to_atom(Function), [list_to_integer(A) || A <- Arguments]),
+    Result = apply(list_to_atom(Module), list_to_atom(Function), [argument(Word) || Word <- Arguments]),
     {io_lib:format("called ~0p", [Result]), Running};
 command(["pid"], Running) ->
     {"pid " ++ os:getpid(), Running}.
+
+argument(Word) ->
+    try list_to_integer(Word)
+    catch error:badarg -> list_to_atom(Word)
+    end.
 
 leaker(new, Bytes, Blocks) ->
     {module, leaky_cpp} = code:ensure_loaded(leaky_cpp),

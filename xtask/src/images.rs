@@ -30,7 +30,7 @@ pub(crate) fn run(project: &Project, suites: &[Suite]) -> Result<()> {
     let (otp, ()) = matrix::host()?;
     image(project, Node::start(&nodes, &[])?, &otp, &folder)?;
     for suite in suites {
-        let (otp, root) = matrix::bring_up(project, *suite)?;
+        let (otp, root) = matrix::bring_up(project, *suite, &[&fixtures::ALLOCATORS])?;
         image(project, Node::start_in(&root, Path::new(matrix::FIXTURES), &[])?, &otp, &folder)?;
     }
     Ok(())

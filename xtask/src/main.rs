@@ -40,7 +40,7 @@ enum Task {
     },
     /// Start a small leaky Erlang node, record it, and show the report and the flame graph.
     Demo,
-    /// Compile the Erlang and C fixtures of `tests/nodes` into `target/nodes`.
+    /// Compile the Erlang, C, C++ and Rust fixtures of `tests/nodes` into `target/nodes`.
     Fixtures,
     /// Record the memory images of `tests/hermetic/images` anew, of this machine's own Erlang and of other releases.
     Images {
@@ -48,7 +48,8 @@ enum Task {
         #[arg(value_enum, default_values_t = [Suite::Bullseye, Suite::Trixie, Suite::Sid])]
         suites: Vec<Suite>,
     },
-    /// Run the live tests of `explain` on other OTP releases, each in a root of a Debian suite; needs root.
+    /// Run the live tests of `explain`, of stacks and of what they are made of on other OTP releases, each in a root of a
+    /// Debian suite; needs root.
     ///
     /// Roots are made by mmdebstrap in `target/roots` and kept; remove one to have it made anew. The table is also
     /// written to `target/matrix/matrix.json`. Fails unless all that was asked for was run and passed.

@@ -32,7 +32,7 @@ pub(crate) fn run(project: &Project) -> Result<()> {
     })?;
     step("tests", || Ok(cmd!(shell, "cargo test --workspace --locked").quiet().run()?))?;
     step("tests on live nodes", || {
-        fixtures::build(project, &fixtures::ALL, &project.target.join("nodes"))?;
+        fixtures::build_all(project, &project.target.join("nodes"))?;
         let command = cmd!(shell, "cargo test --package beamscope --test live --locked -- --test-threads=1");
         Ok(command.quiet().run()?)
     })?;

@@ -10,7 +10,7 @@ use crate::{
     mapping::Address,
     target::memory::{ReadMemory, Unreadable},
     view::ProcessView,
-    words::{read_word, read_words},
+    words::{high_half, low_half, read_word, read_words},
 };
 
 /// `Hash.name` (`erts/emulator/beam/hash.h`, OTP 23.2.6, 25.2.3 and 27.3.4.1; read at run time in 29.1.2).
@@ -38,6 +38,10 @@ const HEADER_SUB_BITS: u64 = 0x124;
 /// `_TAG_HEADER_HEAP_BITS` (`erts/emulator/beam/erl_term.h`, same releases), and the bits that it is in.
 const HEAP_BITS: u64 = 0x20;
 const HEADER_TAG: u64 = 0x3f;
+/// `_TAG_IMMED2_ATOM` and `_TAG_IMMED2_SIZE`: how a term says that it is an atom (`erl_term.h`, OTP 23.2.6, 25.2.3 and
+/// 27.3.4.1).
+const ATOM_TAG: u64 = 0xb;
+const ATOM_SHIFT: u32 = 6;
 /// A text shorter than this says too little about where texts are.
 const TELLING: usize = 4;
 
@@ -120,6 +124,12 @@ impl AtomTable {
         self.entries
     }
 
+    /// The index of the atom that `term` is; `None`: it is no atom of the table.
+    pub fn index_of(&self, term: u64) -> Option<u64> {
+        let index = term >> ATOM_SHIFT;
+        (term & ((1 << ATOM_SHIFT) - 1) == ATOM_TAG && index < self.entries).then_some(index)
+    }
+
     /// The name of atom `index`, as [`AtomTable::read`] gives it. `None`: there is none, or it cannot be read.
     pub fn name(&self, index: u64, memory: &(impl ReadMemory + ?Sized)) -> Option<String> {
         self.read(index, memory).ok()
@@ -134,6 +144,12 @@ impl AtomTable {
         let implausible = AtomError::Implausible { index };
         let Some(atom) = self.atom(index, memory)? else { return Err(implausible) };
         atom.text(text, memory)?.ok_or(implausible)
+    }
+
+    /// A table of so many atoms, none of which has a name.
+    #[cfg(test)]
+    pub(super) fn without_names(entries: u64) -> Self {
+        Self { segments: Address(0), entries, text: TextForm::Pointer }
     }
 
     fn recognise(words: &[u64; TABLE_WORDS], view: &ProcessView, memory: &(impl ReadMemory + ?Sized)) -> Option<Self> {
@@ -241,17 +257,8 @@ impl Atom {
     }
 }
 
-fn low_half(word: u64) -> u32 {
-    let [a, b, c, d, ..] = word.to_le_bytes();
-    u32::from_le_bytes([a, b, c, d])
-}
-
-fn high_half(word: u64) -> u32 {
-    low_half(word >> 32)
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
@@ -325,6 +332,13 @@ mod tests {
         );
     }
 
+    /// A node with atoms 5 to 199 `atom_5` to `atom_199`, and its table.
+    pub(in crate::erts) fn atom_node() -> (Node, AtomTable) {
+        let node = node(TextForm::Pointer);
+        let table = find(&node).unwrap();
+        (node, table)
+    }
+
     fn find(node: &Node) -> Result<AtomTable, AtomTableError> {
         AtomTable::find(&node.view, &node.memory)
     }
@@ -340,6 +354,9 @@ mod tests {
             }
             assert!(matches!(table.read(COUNT, &node.memory), Err(AtomError::Index { .. })));
             assert_eq!(table.name(u64::MAX, &node.memory), None);
+            let indices =
+                [7 << 6 | 0xb, 7 << 6 | 0x3b, 7 << 4 | 3, COUNT << 6 | 0xb, u64::MAX].map(|term| table.index_of(term));
+            assert_eq!(indices, [Some(7), None, None, None, None]);
         }
     }
 

@@ -213,7 +213,7 @@ fn programs(function: Function) -> Programs {
         Function::Malloc | Function::Valloc | Function::Pvalloc | Function::OperatorNew => (Some("allocated"), 1),
         Function::Calloc | Function::Realloc | Function::AlignedAlloc | Function::Memalign => (Some("allocated"), 2),
         Function::Reallocarray | Function::PosixMemalign => (Some("allocated"), 3),
-        Function::Free => (None, 1),
+        Function::Free | Function::EnifFree | Function::DriverFree => (None, 1),
         Function::Brk => (Some("mapped"), 1),
         Function::Munmap => (Some("mapped"), 2),
         Function::Mmap | Function::Mremap => (Some("mapped"), 4),
@@ -225,7 +225,6 @@ fn programs(function: Function) -> Programs {
         | Function::EnifReallocBinary
         | Function::DriverRealloc
         | Function::DriverReallocBinary => (Some("vm_allocated"), 2),
-        Function::EnifFree | Function::DriverFree => (None, 1),
         Function::VmFree => (None, 3),
         Function::MsegAlloc => (None, 4),
     };

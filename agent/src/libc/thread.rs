@@ -73,6 +73,27 @@ pub fn find(view: &ProcessView, memory: &(impl ReadMemory + ?Sized), unclaimed: 
     stacks(view, memory, &unclaimed, &proven)
 }
 
+/// The thread whose descriptor is at `descriptor`, by its number in the process's own pid namespace. What `pthread_self`
+/// returns is the address of the descriptor (`__pthread_self` in glibc's `nptl/descr.h` and musl's
+/// `src/internal/pthread_impl.h`).
+pub fn at(view: &ProcessView, memory: &(impl ReadMemory + ?Sized), descriptor: Address) -> Option<u32> {
+    let mut threads = view.threads.clone();
+    threads.sort_unstable();
+    let mapping = &view.mapping_at(descriptor)?.mapping;
+    let room = usize::try_from(mapping.end.0.checked_sub(descriptor.0)?).ok()?;
+    let mut bytes = vec![0; room.min(usize::try_from(LARGEST_HEAD).ok()? + WORDS * 8)];
+    memory.read(descriptor, &mut bytes).ok()?;
+    let window = Window { start: descriptor.0, words: words_of(&bytes) };
+    let mut found = Vec::new();
+    look(memory, &threads, &window, &mut found);
+    // Bytes of glibc's descriptor may look like another one's.
+    found.retain(|found| found.at == descriptor.0);
+    match *found.as_slice() {
+        [Descriptor { tid, .. }] => Some(tid),
+        _ => None,
+    }
+}
+
 /// Words that were shown last, with some of those before them: a descriptor may begin in one piece and go on in the
 /// next.
 #[derive(Debug, Default)]

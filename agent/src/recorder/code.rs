@@ -11,6 +11,7 @@ use anyhow::{Context as _, ensure};
 
 use beamscope_probe::{MappingEvent, MappingKind};
 
+use super::erlang::Erlang;
 use crate::{
     kernel::{object, plan::StackEngine, session::Session},
     mapping::{Backing, Mapping, Mappings},
@@ -26,7 +27,7 @@ use crate::{
         allocator,
         elf::ModuleFile,
         maps::{FileIdentity, Maps},
-        process::Target,
+        process::{Target, TargetError},
         sections::UnwindSections,
     },
 };
@@ -53,6 +54,7 @@ pub(super) struct Code {
     /// Where the VM's code at run time lies.
     jit: Range<u64>,
     symbols: NativeSymbols,
+    pub(super) erlang: Erlang,
     refreshed: Instant,
     /// Files whose unwind tables could not be read, one sentence each.
     pub(super) defects: Vec<String>,
@@ -69,8 +71,8 @@ enum Walker {
 const EXECUTABLE: u32 = 4;
 
 impl Code {
-    pub(super) fn new(target: &Target, map_files: bool, engine: StackEngine) -> Self {
-        Self {
+    pub(super) fn new(target: &Target, map_files: bool, engine: StackEngine) -> Result<Self, TargetError> {
+        Ok(Self {
             mappings: Mappings::default(),
             files: BTreeMap::new(),
             attached: false,
@@ -81,9 +83,10 @@ impl Code {
             },
             jit: 0..0,
             symbols: NativeSymbols::new(target.pid(), map_files),
+            erlang: Erlang::find(target)?,
             refreshed: Instant::now(),
             defects: Vec::new(),
-        }
+        })
     }
 
     /// Where the heap that `brk` moves ends; 0 where there is none.
@@ -258,13 +261,18 @@ impl Code {
     }
 
     /// Looks up the names of new stacks.
-    pub(super) fn learn(&mut self, stacks: &[&RawStack], _target: &Target) {
+    pub(super) fn learn(&mut self, stacks: &[&RawStack], target: &Target) {
         self.symbols.learn(stacks, &self.mappings);
+        if let Err(error) = self.erlang.learn(stacks, target)
+            && target.is_alive()
+        {
+            self.note_defect(format!("code that was loaded during the recording has no names: {error}"));
+        }
     }
 
     /// The stack with names, below the allocation function `leaf`.
     pub(super) fn name(&self, stack: &RawStack, leaf: Frame) -> Stack {
-        self.symbols.name(stack, leaf, &self.mappings)
+        self.erlang.complete(stack, self.symbols.name(stack, leaf, &self.mappings))
     }
 
     /// Addresses whose file could not be read for symbols.

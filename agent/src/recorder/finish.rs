@@ -127,9 +127,13 @@ impl Recorder {
 
     fn site(&self, totals: SiteTotals) -> anyhow::Result<Site> {
         let raw = self.stacks.get(totals.stack).context("a site has no stack")?;
+        let thread = self.stacks.first_thread(totals.stack);
+        let name = totals.threads.first();
         Ok(Site {
             stack: self.code.name(raw, self.leaf(totals.function)),
             asked: if totals.function.is_vm_api() { Asked::Vm } else { Asked::System },
+            thread: name.map(|name| self.code.erlang.thread_kind(thread, name, self.target.pid())),
+            driver: self.code.erlang.driver(raw),
             threads: totals.threads,
             allocated_bytes: totals.totals.allocated_bytes,
             allocated_blocks: totals.totals.allocated_blocks,

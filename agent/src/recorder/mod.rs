@@ -1,6 +1,7 @@
 //! Makes a recording of a process: the one place where target, kernel, stacks, symbols and ledger meet.
 
 mod code;
+mod erlang;
 mod finish;
 mod looks;
 mod stacks;
@@ -126,7 +127,8 @@ impl Recorder {
         let mut plan = AttachPlan::new(object::HOST, &probed, &tracing, engine, target.pid());
         plan.notes.extend(note);
         let through_map_files = features.capabilities.clone().is_ok_and(Capabilities::can_open_mapped_files);
-        let mut code = Code::new(&target, through_map_files, engine);
+        let mut code = Code::new(&target, through_map_files, engine)?;
+        plan.notes.append(&mut code.erlang.missing);
         code.refresh(&target)?;
         let pid = NonZeroU32::new(target.pid()).context("process 0 is the kernel's idle task")?;
         let heap_end = code.heap_end();
@@ -141,6 +143,7 @@ impl Recorder {
         let mut session = Session::attach(&plan, pid, &settings)
             .with_context(|| format!("cannot follow the allocations of process {pid}"))?;
         code.publish(&mut session)?;
+        session.set_erlang(code.erlang.offsets(), code.erlang.schedulers())?;
         Ok(Self {
             target,
             options,
@@ -248,6 +251,7 @@ impl Recorder {
                 return;
             }
             let id = stacks.intern(stack);
+            stacks.thread(id, header.thread);
             ledger.thread(id, &captured.image.command);
             ledger.sample(header, id, options.sample_interval);
         });

@@ -44,7 +44,7 @@ impl StackTable {
         let Some(stored) = stored else { return Ok(self.intern(RawStack::default())) };
         let id = self.intern(RawStack::of_stored(&stored));
         self.walked.insert(key, id);
-        self.threads.entry(id).or_insert(stored.thread);
+        self.thread(id, stored.thread);
         if stored.command.iter().all(|byte| *byte == 0) {
             // A scheduler; its name does not change. A process that is gone has none.
             ledger.thread(id, target.thread_name(stored.thread).unwrap_or_default().as_bytes());
@@ -67,6 +67,16 @@ impl StackTable {
         id
     }
 
+    /// Takes word of a thread that was seen with a stack.
+    pub(super) fn thread(&mut self, id: StackId, thread: u32) {
+        self.threads.entry(id).or_insert(thread);
+    }
+
+    /// The thread that was first seen with a stack.
+    pub(super) fn first_thread(&self, id: StackId) -> Option<u32> {
+        self.threads.get(&id).copied()
+    }
+
     pub(super) fn get(&self, id: StackId) -> Option<&RawStack> {
         self.stacks.get(id)
     }
@@ -79,7 +89,7 @@ impl StackTable {
     /// Counts a stack that was walked here.
     pub(super) fn count(&mut self, stack: &RawStack) {
         let end = match stack.end {
-            StackEnd::Root => WalkEnd::Root,
+            StackEnd::Root | StackEnd::Erlang => WalkEnd::Root,
             StackEnd::Jit => WalkEnd::Jit,
             StackEnd::Truncated => WalkEnd::Unreadable,
             StackEnd::NoUnwindInformation | StackEnd::Missing => WalkEnd::Gap,

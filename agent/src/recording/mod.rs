@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    erts::thread::ThreadKind,
     explain::model::Explanation,
     ledger::{Series, Survivors},
     mapping::Mappings,
@@ -45,7 +46,7 @@ pub struct Recording {
 
 impl Stored for Recording {
     const KIND: &'static str = "recording";
-    const FORMAT: u32 = 2;
+    const FORMAT: u32 = 3;
     fn writer(&self) -> &str {
         &self.beamscope
     }
@@ -166,6 +167,10 @@ pub struct Site {
     /// Who was asked.
     #[serde(default)]
     pub asked: Asked,
+    /// What the thread is there for that was first seen at it.
+    pub thread: Option<ThreadKind>,
+    /// The driver for whose port the thread worked.
+    pub driver: Option<String>,
     /// Threads that were seen at it, by name.
     pub threads: Vec<String>,
     /// Bytes asked for.

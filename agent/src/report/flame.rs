@@ -174,7 +174,7 @@ fn names(ranked: &RankedSite<'_>, palette: &mut PaletteMap) -> Vec<String> {
         Class::Unknown => push("unknown", Code::Branch),
     }
     match ranked.site.stack.end {
-        StackEnd::Root | StackEnd::Jit => {}
+        StackEnd::Root | StackEnd::Jit | StackEnd::Erlang => {}
         StackEnd::Truncated | StackEnd::NoUnwindInformation => push("(stack is cut here)", Code::Unknown),
         // Without a sample, the call's return address is all that is known.
         StackEnd::Missing if ranked.site.stack.frames.len() > 1 => push("(callers not captured)", Code::Unknown),

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::{RankedSite, Report, Total, memory};
 use crate::{
     attribute::{Class, Evidence},
+    erts::thread::ThreadKind,
     recording::Asked,
     report::label,
     stack::{Frame, FrameKind},
@@ -127,6 +128,8 @@ fn site(ranked: &RankedSite<'_>) -> Value {
         "via": attribution.via,
         "function": responsible.map(label::function),
         "mfa": erlang.map(label::function),
+        "driver": site.driver,
+        "thread_kind": site.thread.as_ref().map(ThreadKind::role),
         "thread": site.threads.first(),
         "threads": site.threads,
         "stack_end": site.stack.end,

@@ -9,13 +9,22 @@ pub const JIT: &str = "Erlang code [JIT]";
 pub fn function(frame: &Frame) -> String {
     let module = frame.module.as_deref();
     let name = match (frame.kind, frame.function.as_deref().filter(|name| !name.is_empty()), module) {
-        (FrameKind::Erlang, Some(function), Some(module)) => format!("{module}:{function}"),
+        (FrameKind::Erlang, Some(function), Some(module)) => erlang(module, function),
         (_, Some(function), _) => without_parameters(function).to_owned(),
         (FrameKind::Jit, None, _) => JIT.to_owned(),
         (_, None, Some(module)) => format!("{module}+{:#x}", frame.offset.unwrap_or(0)),
         (_, None, None) => frame.address.to_string(),
     };
     clean(&name)
+}
+
+/// An Erlang function as Erlang or Elixir writes it. Only Elixir has modules that begin with a capital letter unquoted.
+fn erlang(module: &str, function: &str) -> String {
+    if function.contains(&format!("{module}.")) {
+        return function.to_owned();
+    }
+    let is_elixir = module.starts_with(|first: char| first.is_uppercase());
+    format!("{module}{}{function}", if is_elixir { '.' } else { ':' })
 }
 
 /// The frame's function and its file: `leak_nif [leaky.so]`, `leaky.so+0x1234`.
@@ -96,6 +105,10 @@ mod tests {
         assert_eq!(function(&unknown), "0x10");
         let erlang = Frame { kind: FrameKind::Erlang, ..sample::frame("shop", "add/2", None) };
         assert_eq!(function_and_module(&erlang), "shop:add/2");
+        let elixir = |function| Frame { kind: FrameKind::Erlang, ..sample::frame("MyApp.Worker", function, None) };
+        assert_eq!(function_and_module(&elixir("run/2")), "MyApp.Worker.run/2");
+        let anonymous = "anonymous fn/1 in MyApp.Worker.run/2";
+        assert_eq!(function_and_module(&elixir(anonymous)), anonymous);
     }
 
     #[test]

@@ -291,7 +291,7 @@ fn first_of(names: &[String], width: usize) -> String {
 
 fn end(end: StackEnd) -> Option<&'static str> {
     match end {
-        StackEnd::Root | StackEnd::Jit => None,
+        StackEnd::Root | StackEnd::Jit | StackEnd::Erlang => None,
         StackEnd::Truncated => Some("cut: more stack than was captured"),
         StackEnd::NoUnwindInformation => Some("cut: code without unwind information"),
         StackEnd::Missing => Some("what lies behind was not captured"),

@@ -54,8 +54,10 @@ pub enum FrameKind {
 pub enum StackEnd {
     /// At the thread's first function.
     Root,
-    /// At code that the VM made at run time; Erlang's own stack is another one.
+    /// At code that the VM made at run time; Erlang's own stack is not known.
     Jit,
+    /// At the first function of an Erlang process.
+    Erlang,
     /// At the end of the captured bytes.
     Truncated,
     /// At an address without unwind information.

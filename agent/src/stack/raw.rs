@@ -27,8 +27,8 @@ pub struct RawStack {
 /// The stack of an Erlang process.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RawErlang {
-    /// `Process.current`: the `ErtsCodeMFA` of the native function that was called last; 0 for none.
-    pub current: Address,
+    /// Module, function and arity that the VM noted last as running, as it has them (`Process.current`); 0 for none.
+    pub current: [u64; 3],
     /// Return addresses, from the innermost on.
     pub addresses: Vec<Address>,
     /// What became of it.
@@ -62,7 +62,7 @@ impl Default for RawStack {
 
 impl Default for RawErlang {
     fn default() -> Self {
-        Self { current: Address(0), addresses: Vec::new(), end: ErlangEnd::NoProcess }
+        Self { current: [0; 3], addresses: Vec::new(), end: ErlangEnd::NoProcess }
     }
 }
 
@@ -79,7 +79,7 @@ impl RawStack {
             leaf_is_return: stored.leaf_is_return != 0,
             end: WalkEnd::try_from(stored.end).map_or(StackEnd::NoUnwindInformation, stack_end),
             erlang: RawErlang {
-                current: Address(stored.current),
+                current: stored.current,
                 addresses: words(stored.native, stored.erlang),
                 end: ErlangEnd::try_from(stored.erlang_end).unwrap_or(ErlangEnd::Implausible),
             },
@@ -92,7 +92,7 @@ impl RawStack {
 impl RawErlang {
     /// Of the `words` from the top of a process's stack those that can be return addresses into `code`; beside `native`
     /// native frames there is room for the rest of [`STACK_WORDS`].
-    pub fn of_words(current: Address, words: &[u64], end: ErlangEnd, code: &Range<u64>, native: usize) -> Self {
+    pub fn of_words(current: [u64; 3], words: &[u64], end: ErlangEnd, code: &Range<u64>, native: usize) -> Self {
         let mut found = Self { current, addresses: Vec::new(), end };
         // Return addresses have no tag (`_CPMASK`, erts/emulator/beam/erl_term.h, OTP 25.2.3).
         for word in words.iter().filter(|word| **word & 3 == 0 && code.contains(word)) {
@@ -154,9 +154,9 @@ mod tests {
     fn only_untagged_words_in_the_code_are_return_addresses() {
         let code = 0x1000..0x2000;
         let words = [0x1000, 0x1001, 0x1ffc, 0x2000, 0xffc, 0x1002];
-        let found = RawErlang::of_words(Address(0), &words, ErlangEnd::Complete, &code, 0);
+        let found = RawErlang::of_words([0; 3], &words, ErlangEnd::Complete, &code, 0);
         assert_eq!(found.addresses, [Address(0x1000), Address(0x1ffc)]);
-        let full = RawErlang::of_words(Address(0), &words, ErlangEnd::Complete, &code, STACK_WORDS - 1);
+        let full = RawErlang::of_words([0; 3], &words, ErlangEnd::Complete, &code, STACK_WORDS - 1);
         assert_eq!((full.addresses.len(), full.end), (1, ErlangEnd::TooDeep));
     }
 }

@@ -117,7 +117,7 @@ impl Unwinder {
         let stack = RawStack {
             leaf_is_return,
             end,
-            erlang: RawErlang::of_words(Address(image.current), erlang, erlang_end, code, addresses.len()),
+            erlang: RawErlang::of_words(image.current, erlang, erlang_end, code, addresses.len()),
             addresses,
             scheduler: raw::scheduler(image.scheduler),
             driver: Address(image.driver),

@@ -17,6 +17,7 @@ use super::{
     memory::ProcessMemory,
 };
 use crate::{
+    erts::thread::NamedThread,
     mapping::Mapping,
     recording::{Node, Snapshot},
     view::MappedMemory,
@@ -188,12 +189,18 @@ impl Target {
 
     /// Its threads, by the numbers that they have in its own pid namespace. One that has ended meanwhile is left out.
     pub fn threads(&self) -> Result<Vec<u32>, ProcError> {
-        let inner = |task: Result<Task, ProcError>| {
+        Ok(self.named_threads()?.into_iter().map(|thread| thread.inner).collect())
+    }
+
+    /// Its threads with their names. One that has ended meanwhile is left out.
+    pub fn named_threads(&self) -> Result<Vec<NamedThread>, ProcError> {
+        let named = |task: Result<Task, ProcError>| {
             let task = task.ok()?;
-            let nested = task.status().ok()?.nspid.and_then(|numbers| numbers.last().copied());
-            Some(nested.unwrap_or(task.tid).unsigned_abs())
+            let status = task.status().ok()?;
+            let inner = status.nspid.and_then(|numbers| numbers.last().copied()).unwrap_or(task.tid).unsigned_abs();
+            Some(NamedThread { tid: task.tid.unsigned_abs(), inner, name: status.name })
         };
-        Ok(self.process.tasks()?.filter_map(inner).collect())
+        Ok(self.process.tasks()?.filter_map(named).collect())
     }
 
     /// The name of one of its threads, by the number that it has here. A thread that has ended has none.

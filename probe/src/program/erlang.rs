@@ -15,8 +15,8 @@ pub(crate) struct Erlang {
     pub(crate) end: ErlangEnd,
     /// As in [`Scheduler::kind`](beamscope_probe::Scheduler::kind); 0: no scheduler that is known.
     pub(crate) scheduler: u32,
-    /// `current` of the process.
-    pub(crate) current: u64,
+    /// What `current` of the process leads to.
+    pub(crate) current: [u64; 3],
     /// The driver of the port that is being worked for.
     pub(crate) driver: u64,
     /// Top of the stack.
@@ -29,7 +29,7 @@ impl Erlang {
     /// Of `thread`. `process` is what a register says that should point to the process; 0: nothing.
     #[inline(always)]
     pub(crate) fn of_thread(control: &Control, thread: u32, process: u64) -> Self {
-        let mut found = Self { end: ErlangEnd::NoProcess, scheduler: 0, current: 0, driver: 0, top: 0, bottom: 0 };
+        let mut found = Self { end: ErlangEnd::NoProcess, scheduler: 0, current: [0; 3], driver: 0, top: 0, bottom: 0 };
         let offsets = &control.erlang;
         let mut process = process;
         if let Some(scheduler) = SCHEDULERS.get_ptr(thread) {
@@ -71,7 +71,10 @@ impl Erlang {
             self.end = ErlangEnd::Implausible;
             return;
         }
-        self.current = current;
+        if current != 0 {
+            // SAFETY: the helper checks the address. The VM may have given the place up meanwhile.
+            self.current = unsafe { bpf_probe_read_user(current as *const [u64; 3]) }.unwrap_or_default();
+        }
         self.top = stop;
         self.bottom = hend;
         self.end = ErlangEnd::Complete;

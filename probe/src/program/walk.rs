@@ -490,7 +490,8 @@ fn keep(walk: &mut Walk) -> Option<u64> {
     hash = mix(hash, (u64::from(stack.native) << 32) | u64::from(stack.erlang));
     hash = mix(hash, (u64::from(stack.end) << 32) | u64::from(stack.erlang_end));
     hash = mix(hash, (u64::from(stack.leaf_is_return) << 32) | u64::from(stack.scheduler));
-    hash = mix(hash, stack.current);
+    let [module, function, arity] = stack.current;
+    hash = mix(mix(mix(hash, module), function), arity);
     hash = mix(hash, stack.driver);
     let [first, second] = command_words(stack);
     hash = mix(mix(hash, first), second);

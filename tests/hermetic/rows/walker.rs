@@ -46,7 +46,8 @@ pub(crate) fn step(
         Ok(RuleKind::Plt) => Some(registers.sp + if registers.pc & 15 >= 11 { 16 } else { 8 }),
         Ok(RuleKind::StackDereference) => read(below).map(|word| word.wrapping_add_signed(i64::from(rule.addend))),
         Ok(RuleKind::SignalFrame) => read(below),
-        Ok(RuleKind::Unsupported) | Err(_) => return Step::Unsupported,
+        // No table has the last two.
+        Ok(RuleKind::Unsupported | RuleKind::Jit | RuleKind::Trampoline) | Err(_) => return Step::Unsupported,
     };
     let is_signal_frame = rule.kind == RuleKind::SignalFrame as u32;
     let caller = || {

@@ -68,16 +68,16 @@ fn turn(node: &mut Node) -> Result<Turn> {
 }
 
 fn section(turns: &[Vec<Turn>]) -> Option<Section> {
-    let spread = |turns: &Vec<Turn>, of: fn(&Turn) -> f64| Spread::of(turns.iter().map(of));
-    let mut text = format!("CPU ns in a node, median of {ROUNDS} rounds\n{:<34}", "");
-    text.push_str(&format!("{:>24}{:>24}\n", "enif_alloc + enif_free", "process, begin to end"));
+    let spread = |turns: &[Turn], of: fn(&Turn) -> f64| Spread::of(turns.iter().map(of));
+    let heading = format!("{:<34}{:>24}{:>24}\n", "", "enif_alloc + enif_free", "process, begin to end");
+    let mut lines = vec![format!("CPU ns in a node, median of {ROUNDS} rounds\n"), heading];
     let mut json = serde_json::Map::new();
     for ((name, _), turns) in CONDITIONS.iter().zip(turns) {
         let (pair, process) = (spread(turns, |turn| turn.pair)?, spread(turns, |turn| turn.process)?);
-        text.push_str(&format!("{name:<34}{:>24.0}{:>24.0}\n", pair.median, process.median));
+        lines.push(format!("{name:<34}{:>24.0}{:>24.0}\n", pair.median, process.median));
         json.insert((*name).to_owned(), json!({ "pair_ns": pair, "process_ns": process }));
     }
-    Some(Section { text, json: json.into() })
+    Some(Section { text: lines.concat(), json: json.into() })
 }
 
 #[cfg(test)]

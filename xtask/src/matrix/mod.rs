@@ -1,4 +1,4 @@
-//! Does `beamscope explain` hold on the OTP releases that people run, each as the binary of a Debian suite?
+//! Does what beamscope knows of the VM hold on the OTP releases that people run, each as the binary of a Debian suite?
 
 mod outcome;
 mod release;
@@ -14,27 +14,31 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
-    fixtures,
+    fixtures::{self, Set},
     project::Project,
     setup::{self, Job},
 };
 use outcome::{Cell, Outcome, Row};
 pub(crate) use release::{FIXTURES, Suite, bring_up, host};
 
-/// The tests that a release has to pass: those of `tests/live/explain.rs`.
-const TESTS: &str = "explain::";
+/// The tests that a release has to pass, by the modules of `tests/live` that hold them.
+const TESTS: [&str; 4] = ["explain::", "code_table::", "processes::", "stacks::"];
+
+/// What they need.
+const SETS: [&Set; 2] = [&fixtures::ALLOCATORS, &fixtures::STACKS];
 
 /// Runs the tests on this machine's own Erlang and on that of each suite, and fails unless all that was asked for
 /// was run and passed.
 pub(crate) fn run(project: &Project, suites: &[Suite], full: bool) -> Result<()> {
     setup::ensure(Job::Matrix)?;
-    fixtures::build(project, &fixtures::ALLOCATORS, &project.target.join("nodes"))?;
+    let nodes = project.target.join("nodes");
+    SETS.iter().try_for_each(|set| fixtures::build(project, set, &nodes))?;
     let tests = tests(project)?;
     let mut rows =
         vec![row("this machine", host().context("this machine's Erlang"), |()| cells(project, &tests, None, full))?];
     for suite in suites {
         eprintln!("==> {}", suite.name());
-        let root = bring_up(project, *suite);
+        let root = bring_up(project, *suite, &SETS);
         rows.push(row(suite.name(), root, |root| cells(project, &tests, Some(&root), full))?);
     }
     print!("{}", outcome::table(&rows));
@@ -63,7 +67,7 @@ fn row<T>(name: &str, release: Result<(String, T)>, cells: impl FnOnce(T) -> Res
 fn suite_command(project: &Project) -> Command {
     let mut command = Command::new("cargo");
     command.current_dir(&project.root).args(["test", "--package", "beamscope", "--test", "live", "--locked", "--"]);
-    command.arg(TESTS);
+    command.args(TESTS);
     command
 }
 
@@ -74,7 +78,7 @@ fn tests(project: &Project) -> Result<Vec<String>> {
     ensure!(output.status.success(), "the tests on live nodes cannot be built");
     let listed = String::from_utf8_lossy(&output.stdout);
     let names: Vec<_> = listed.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect();
-    ensure!(!names.is_empty(), "there are no tests named {TESTS}");
+    ensure!(!names.is_empty(), "there are no tests named {TESTS:?}");
     Ok(names)
 }
 

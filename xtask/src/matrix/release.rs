@@ -10,7 +10,10 @@ use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum;
 
 use super::root;
-use crate::{fixtures::ALLOCATORS, project::Project};
+use crate::{
+    fixtures::{self, Set},
+    project::Project,
+};
 
 /// A suite of Debian, with the release of OTP that it has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -47,26 +50,29 @@ pub(crate) fn host() -> Result<(String, ())> {
 }
 
 /// The release of this suite, and its root with the compiled fixtures where the tests look for them.
-pub(crate) fn bring_up(project: &Project, suite: Suite) -> Result<(String, PathBuf)> {
+pub(crate) fn bring_up(project: &Project, suite: Suite, sets: &[&Set]) -> Result<(String, PathBuf)> {
     let root = root::make(project, suite.name())?;
     let otp = run(Command::new("chroot").arg(&root).arg("erl").args(SAY_RELEASE))?;
-    compile(project, &root)?;
+    for set in sets {
+        compile(project, &root, set)?;
+    }
     root::ensure_nothing_mounted(&root)?;
     Ok((otp, root))
 }
 
-/// By the compiler of that release: a newer one's code may not load.
-fn compile(project: &Project, root: &Path) -> Result<()> {
+/// The modules by the compiler of that release, because a newer one's code may not load.
+fn compile(project: &Project, root: &Path, set: &Set) -> Result<()> {
     let folder = root.join(FIXTURES.trim_start_matches('/'));
     fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    for name in ALLOCATORS.modules() {
-        let source = format!("{name}.erl");
-        let original = project.root.join("tests/nodes").join(&source);
-        fs::copy(&original, folder.join(&source)).with_context(|| format!("cannot copy {}", original.display()))?;
-        let inside = format!("{FIXTURES}/{source}");
+    for original in fixtures::erlang_sources(project, set)? {
+        let name = original.file_name().context("a source has a name")?;
+        fs::copy(&original, folder.join(name)).with_context(|| format!("cannot copy {}", original.display()))?;
+    }
+    for name in set.modules() {
+        let inside = format!("{FIXTURES}/{name}.erl");
         run(Command::new("chroot").arg(root).args(["erlc", "-Wall", "-Werror", "-o", FIXTURES, &inside]))?;
     }
-    Ok(())
+    fixtures::build_libraries(project, set, &folder, Some(root))
 }
 
 /// What a command prints.

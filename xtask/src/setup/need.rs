@@ -43,7 +43,7 @@ impl Job {
         match self {
             Self::Demo | Self::Bench => &[ERL, NIF_HEADER, GCC],
             Self::Fixtures => &[ERL, NIF_HEADER, GCC, GXX],
-            Self::Matrix => &[ERL],
+            Self::Matrix => &[ERL, NIF_HEADER, CRYPTO, GCC, GXX],
             Self::Test => &[ERL, NIF_HEADER, CRYPTO, TOOLS, RUNTIME_TOOLS, GCC, GXX, MAKE, MUSL_GCC, JEMALLOC, GDB],
         }
     }

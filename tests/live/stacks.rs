@@ -1,0 +1,162 @@
+//! Does each stack go from the function that takes memory to the Erlang process's, or the thread's, first function, with
+//! nothing missing and nothing wrong? (The cases are described in `tests/nodes/stacks*`.)
+
+use serde_json::Value;
+
+use crate::{
+    agent::Report,
+    cases::{
+        PROCESS, VM,
+        c::{CALLS, RELOADS},
+        cpp::CPP_CASES,
+        driver::DRIVER_CASES,
+        libcrypto::SSL_CASES,
+        rust::RUST_CASES,
+        vm_api::VM_CASES,
+    },
+    pattern::{Marks, mismatch},
+    scene::{Stage, check},
+};
+
+#[test]
+fn nif() {
+    let mut stage = Stage::new(false);
+    stage.load("stacks");
+    check(&mut stage, &CALLS, "native", &[]);
+}
+
+#[test]
+fn stripped_nif() {
+    let mut stage = Stage::new(true);
+    stage.load("stacks");
+    check(&mut stage, &CALLS, "native", &[]);
+}
+
+#[test]
+fn nif_that_is_loaded_during_the_recording() {
+    check(&mut Stage::new(false), &CALLS, "native", &[]);
+    check(&mut Stage::new(true), &CALLS[..1], "native", &[]);
+}
+
+/// Every version of a module keeps its functions and lines, also when it has been purged.
+#[test]
+fn modules_that_are_loaded_anew_during_the_recording() {
+    check(&mut Stage::new(false), &RELOADS, "native", &[]);
+}
+
+#[test]
+fn nif_of_cpp() {
+    for stripped in [false, true] {
+        check(&mut Stage::new(stripped), &CPP_CASES, "native", &[]);
+    }
+}
+
+#[test]
+fn nif_of_rust() {
+    for stripped in [false, true] {
+        check(&mut Stage::new(stripped), &RUST_CASES, "native", &[]);
+    }
+}
+
+#[test]
+fn callbacks_through_libcrypto() {
+    for stripped in [false, true] {
+        check(&mut Stage::new(stripped), &SSL_CASES, "native", &[]);
+    }
+}
+
+/// Erlang's own crypto, of which nothing is known but who called it.
+#[test]
+fn nif_of_somebody_else() {
+    let mut stage = Stage::new(false);
+    stage.load("stacks_ssl");
+    let recording = stage.record(&[]);
+    stage.run("stacks_ssl", "key", 50, 32);
+    stage.run("stacks_ssl", "random", 50, 32);
+    let marks = stage.marks();
+    let report = recording.stop();
+    let through = |frame: &Value| frame["module"].as_str().is_some_and(|module| module == "crypto.so");
+    let has = |site: &&Value| site["stack"].as_array().is_some_and(|stack| stack.iter().any(through));
+    let sites: Vec<_> = report.all_sites().iter().filter(has).collect();
+    assert!(!sites.is_empty(), "crypto takes memory");
+    let jit = report.0["node"]["emulator"] == "jit";
+    let patterns = ["stacks_ssl:key/1@key", "stacks_ssl:random/2@random"].map(|caller| {
+        let erlang = if jit { format!("+ crypto:*\n {caller}\n {PROCESS}") } else { "...".to_owned() };
+        format!("libc.so.6!*\n * *!*\n + crypto.so!*\n {VM}\n * libc.so.6!*\n {erlang}")
+    });
+    let fits = |stage: &mut Stage, site: &Value, marks: &Marks| {
+        let frames = stage.frames(&site["stack"]);
+        let said: Vec<_> = patterns.iter().map(|pattern| mismatch(pattern, &frames, marks)).collect();
+        if said.iter().any(Option::is_none) { Ok(()) } else { Err(said.into_iter().flatten().collect::<String>()) }
+    };
+    let wrong: Vec<_> = sites.iter().filter_map(|site| fits(&mut stage, site, &marks).err()).collect();
+    // One of them says enough.
+    assert!(wrong.is_empty(), "{} of {} sites:\n{}", wrong.len(), sites.len(), wrong[0]);
+}
+
+#[test]
+fn linked_in_driver() {
+    for stripped in [false, true] {
+        check(&mut Stage::new(stripped), &DRIVER_CASES, "native", &[]);
+    }
+}
+
+#[test]
+fn memory_of_the_interface_of_the_vm() {
+    let mut stage = Stage::new(false);
+    let report = check(&mut stage, &VM_CASES, "vm_api", &["--vm-api"]);
+    let of_nif = |site: &&Value| site["kind"] == "vm_api" && site["library"] == "stacks.so";
+    let outstanding = report.all_sites().iter().filter(of_nif).filter_map(|site| site["outstanding_bytes"].as_u64());
+    assert_eq!(outstanding.sum::<u64>(), stage.held(), "{:#?}", report.all_sites());
+}
+
+/// What is freed again is nobody's leak, and its stack is known all the same.
+#[test]
+fn freed_memory_is_not_outstanding() {
+    let (blocks, bytes) = (500, 4200);
+    let mut stage = Stage::new(false);
+    let recording = stage.record(&[]);
+    assert_eq!(stage.run("stacks", "freed", blocks, bytes), 0);
+    let marks = stage.marks();
+    let report = recording.stop();
+    let sites = report.sites("churn_two");
+    assert_eq!(report.sum("churn_two", "allocated_bytes"), blocks * bytes, "{sites:#?}");
+    assert_eq!(report.sum("churn_two", "outstanding_bytes"), 0, "{sites:#?}");
+    let jit = report.0["node"]["emulator"] == "jit";
+    let erlang = if jit { format!("stacks:leak/3\n stacks:direct/3@direct\n {PROCESS}") } else { "...".to_owned() };
+    let pattern = format!(
+        "libc.so.6!malloc\n stacks.so!churn_two@malloc(bytes)\n stacks.so!churn_one@LINK(churn_one,\n \
+         stacks.so!leak@.take(bytes)\n {VM}\n {erlang}"
+    );
+    for site in sites {
+        let mismatch = mismatch(&pattern, &stage.frames(&site["stack"]), &marks);
+        assert!(mismatch.is_none(), "{}", mismatch.unwrap_or_default());
+    }
+}
+
+/// Of all stacks of a recording, hardly any ends early, and of each that does, the reason is counted.
+#[test]
+fn stacks_are_complete() {
+    let mut stage = Stage::new(false);
+    let recording = stage.record(&[]);
+    for round in 0..20 {
+        for case in CALLS.iter().chain(&CPP_CASES).chain(&RUST_CASES).chain(&SSL_CASES).chain(&DRIVER_CASES) {
+            stage.run(case.module, case.name, 10 + round, 5000);
+        }
+        stage.run("stacks_ssl", "key", 5, 32);
+        stage.run("stacks", "loaded_first", 5, 5000);
+        stage.run("stacks", "loaded_second", 5, 5000);
+    }
+    let report = recording.stop();
+    let count = |name: &str| report.0["counts"][name].as_u64().unwrap_or_else(|| panic!("no {name}: {}", report.0));
+    let (walked, complete) = (count("walked_stacks"), count("complete_stacks"));
+    assert!(walked > 10_000, "{walked}");
+    assert!(complete <= walked && complete * 1000 >= walked * 995, "{complete} of {walked}: {}", report.0["losses"]);
+    assert!(reasons(&report) >= walked - complete, "{complete} of {walked}: {}", report.0["losses"]);
+}
+
+/// How many stacks the losses account for.
+fn reasons(report: &Report) -> u64 {
+    let losses = report.0["losses"].as_object().expect("losses");
+    losses.iter().filter(|(name, _)| name.contains("stack")).filter_map(|(_, number)| number.as_u64()).sum()
+}
