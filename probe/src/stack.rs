@@ -107,11 +107,14 @@ pub enum ErlangEnd {
     Unreadable,
     /// What should be the process does not look like one.
     Implausible,
+    /// Where the stack of a process is, or what a return address looks like, is not known of this VM.
+    Unknown,
 }
 
 impl ErlangEnd {
     /// All ends, in the order of their discriminants.
-    pub const ALL: [Self; 5] = [Self::NoProcess, Self::Complete, Self::TooDeep, Self::Unreadable, Self::Implausible];
+    pub const ALL: [Self; 6] =
+        [Self::NoProcess, Self::Complete, Self::TooDeep, Self::Unreadable, Self::Implausible, Self::Unknown];
 }
 
 /// A `u32` that is no [`ErlangEnd`].

@@ -32,10 +32,7 @@ use crate::{
     },
 };
 
-/// How often the mappings are read again at most, where a stack leads out of those that are known.
-const REFRESH_EVERY: Duration = Duration::from_millis(100);
-
-/// How often they are read again at most, where code has been mapped.
+/// How often they are read again at most, where code has been mapped, or a stack leads out of what is known.
 const REFRESH_CODE_EVERY: Duration = Duration::from_millis(5);
 
 /// How long they are taken for good otherwise.
@@ -63,8 +60,25 @@ pub(super) struct Code {
 /// Who walks the stacks, and with what tables.
 #[derive(Debug)]
 enum Walker {
-    Kernel(Modules),
+    /// In the kernel. What leads into code that was not known there yet is walked here.
+    Kernel { modules: Modules, images: Option<Box<Unwinder>> },
     Images(Box<Unwinder>),
+}
+
+impl Walker {
+    fn modules(&mut self) -> Option<&mut Modules> {
+        match self {
+            Self::Kernel { modules, .. } => Some(modules),
+            Self::Images(_) => None,
+        }
+    }
+
+    fn unwinder(&mut self) -> Option<&mut Unwinder> {
+        match self {
+            Self::Kernel { images, .. } => images.as_deref_mut(),
+            Self::Images(unwinder) => Some(unwinder),
+        }
+    }
 }
 
 /// `PROT_EXEC` (mmap(2)).
@@ -78,7 +92,7 @@ impl Code {
             attached: false,
             outdated: false,
             walker: match engine {
-                StackEngine::Kernel => Walker::Kernel(Modules::default()),
+                StackEngine::Kernel => Walker::Kernel { modules: Modules::default(), images: None },
                 StackEngine::Images => Walker::Images(Box::default()),
             },
             jit: 0..0,
@@ -113,25 +127,17 @@ impl Code {
 
     /// Pages of unwind rows that the kernel needs room for.
     pub(super) fn row_chunks(&mut self) -> u32 {
-        match &mut self.walker {
-            Walker::Kernel(modules) => modules.reserve(),
-            Walker::Images(_) => 0,
-        }
+        self.walker.modules().map_or(0, Modules::reserve)
     }
 
     /// Bytes of unwind rows in the kernel.
-    pub(super) fn row_bytes(&self) -> u64 {
-        match &self.walker {
-            Walker::Kernel(modules) => modules.row_bytes(),
-            Walker::Images(_) => 0,
-        }
+    pub(super) fn row_bytes(&mut self) -> u64 {
+        self.walker.modules().map_or(0, |modules| modules.row_bytes())
     }
 
     /// Tells the kernel what has changed.
     pub(super) fn publish(&mut self, session: &mut Session) -> anyhow::Result<()> {
-        if let Walker::Kernel(modules) = &mut self.walker
-            && let Some(update) = modules.update()
-        {
+        if let Some(update) = self.walker.modules().and_then(Modules::update) {
             session.publish(&update, &self.jit)?;
         }
         Ok(())
@@ -164,7 +170,7 @@ impl Code {
             .reduce(|(start, end), next| (start.min(next.0), end.max(next.1)))
             .map_or(0..0, |(start, end)| start..end);
         self.attached = true;
-        if let Walker::Images(unwinder) = &mut self.walker {
+        if let Some(unwinder) = self.walker.unwinder() {
             unwinder.set_mappings(maps.mappings.clone());
         }
         self.mappings = maps.mappings;
@@ -179,9 +185,11 @@ impl Code {
         let gone: Vec<(u64, u64)> = self.files.keys().copied().filter(|(start, end)| !is_there(*start, *end)).collect();
         for (start, end) in gone {
             self.files.remove(&(start, end));
-            match &mut self.walker {
-                Walker::Kernel(modules) => modules.remove(&(start..end)),
-                Walker::Images(unwinder) => unwinder.remove_modules(&(start..end)),
+            if let Some(modules) = self.walker.modules() {
+                modules.remove(&(start..end));
+            }
+            if let Some(unwinder) = self.walker.unwinder() {
+                unwinder.remove_modules(&(start..end));
             }
         }
     }
@@ -192,7 +200,7 @@ impl Code {
             Backing::File(_) => target.module(maps, mapping),
             Backing::Kernel(name) if name == "[vdso]" => target.vdso(mapping),
             backing => {
-                if let Walker::Kernel(modules) = &mut self.walker {
+                if let Some(modules) = self.walker.modules() {
                     let is_trampoline = matches!(backing, Backing::Kernel(name) if name == "[uprobes]");
                     let what = match backing {
                         _ if mapping.is_jit() => modules::Code::Jit,
@@ -210,20 +218,39 @@ impl Code {
         let (file, sections) = match opened {
             Ok(opened) => opened,
             Err(error) => {
-                if let Walker::Kernel(modules) = &mut self.walker {
+                if let Some(modules) = self.walker.modules() {
                     modules.add(range, modules::Code::Unknown)?;
                 }
                 return Err(error).with_context(no_tables);
             }
         };
         self.note_allocator(&file);
-        match &mut self.walker {
-            Walker::Kernel(modules) => {
-                let rows = rows::build(object::HOST, &sections, modules.rules()).with_context(no_tables)?;
-                modules.add_file(range, file.bias, rows).with_context(no_tables)?;
-            }
-            Walker::Images(unwinder) => unwinder.add_module(file.name().to_owned(), range, file.bias, sections),
+        if let Some(modules) = self.walker.modules() {
+            let rows = rows::build(object::HOST, &sections, modules.rules()).with_context(no_tables)?;
+            modules.add_file(range.clone(), file.bias, rows).with_context(no_tables)?;
         }
+        if let Some(unwinder) = self.walker.unwinder() {
+            unwinder.add_module(file.name().to_owned(), range, file.bias, sections);
+        }
+        Ok(())
+    }
+
+    /// An unwinder for what the kernel could not walk.
+    fn prepare_unwinder(&mut self, target: &Target) -> anyhow::Result<()> {
+        let Walker::Kernel { images: images @ None, .. } = &mut self.walker else { return Ok(()) };
+        let mut unwinder = Box::<Unwinder>::default();
+        let maps = target.maps()?;
+        let code = |mapping: &&Mapping| mapping.permissions.execute && matches!(mapping.backing, Backing::File(_));
+        for mapping in maps.mappings.iter().filter(code) {
+            // What cannot be opened is a defect already.
+            let Ok(file) = target.module(&maps, mapping) else { continue };
+            if let Ok(sections) = UnwindSections::of(&file) {
+                let range = mapping.start.0..mapping.end.0;
+                unwinder.add_module(file.name().to_owned(), range, file.bias, sections);
+            }
+        }
+        unwinder.set_mappings(maps.mappings);
+        *images = Some(unwinder);
         Ok(())
     }
 
@@ -244,18 +271,22 @@ impl Code {
 
     /// Walks a captured stack; reads the mappings again where it leads out of those that are known.
     pub(super) fn unwind(&mut self, target: &Target, captured: &Captured<'_>, leaf_is_return: bool) -> RawStack {
-        let code = self.jit.clone();
-        // Where the kernel walks the stacks, it sends no images.
-        let Walker::Images(unwinder) = &mut self.walker else { return RawStack::default() };
-        let (stack, left_at) = unwinder.unwind(captured, &code, leaf_is_return);
+        if let Err(error) = self.prepare_unwinder(target)
+            && target.is_alive()
+        {
+            self.note_defect(format!("stacks that lead into new code are missing: {error:#}"));
+        }
+        let jit = self.jit.clone();
+        let Some(unwinder) = self.walker.unwinder() else { return RawStack::default() };
+        let (stack, left_at) = unwinder.unwind(captured, &jit, leaf_is_return);
         let out_of_date = left_at.is_some_and(|address| unwinder.is_unmapped(address));
         // A process that is gone has no mappings to read; what is known of it stays.
         if out_of_date
-            && self.refreshed.elapsed() >= REFRESH_EVERY
+            && self.refreshed.elapsed() >= REFRESH_CODE_EVERY
             && self.refresh(target).is_ok()
-            && let Walker::Images(unwinder) = &mut self.walker
+            && let Some(unwinder) = self.walker.unwinder()
         {
-            return unwinder.unwind(captured, &self.jit, leaf_is_return).0;
+            return unwinder.unwind(captured, &jit, leaf_is_return).0;
         }
         stack
     }

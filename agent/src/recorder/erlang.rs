@@ -113,7 +113,13 @@ impl Erlang {
     pub(super) fn learn(&mut self, stacks: &[&RawStack], target: &Target) -> Result<(), CodeTableError> {
         let Self { names, view, drivers, .. } = self;
         for driver in stacks.iter().map(|stack| stack.driver).filter(|driver| driver.0 != 0) {
-            drivers.entry(driver).or_insert_with(|| port::driver(view, target.memory(), driver));
+            drivers.entry(driver).or_insert_with(|| {
+                port::driver(view, target.memory(), driver).or_else(|| {
+                    // It has been loaded since its process was looked at. A process that is gone stays as it was.
+                    *view = view::take(target).ok()?.view;
+                    port::driver(view, target.memory(), driver)
+                })
+            });
         }
         names.learn(stacks, view, target.memory())
     }

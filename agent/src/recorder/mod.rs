@@ -208,11 +208,12 @@ impl Recorder {
         for event in &events {
             self.take_mapping(event)?;
         }
-        let samples = self.take_samples()?;
         if self.code.is_outdated() {
             // A process that is gone has no mappings to read; what is known of it stays.
             self.refresh().unwrap_or_default();
         }
+        let samples = self.take_samples()?;
+        self.code.publish(&mut self.session)?;
         if self.learned.elapsed() >= LEARN_EVERY {
             self.learn();
         }
@@ -222,7 +223,7 @@ impl Recorder {
     fn take_mapping(&mut self, event: &MappingEvent) -> anyhow::Result<()> {
         self.ledger.mapping(event);
         self.code.note_mapping(event);
-        if event.sequence == 0 || self.plan.engine == StackEngine::Images {
+        if event.stack == 0 {
             return Ok(());
         }
         let id = self.stacks.walked(event.stack, &self.session, &self.target, &mut self.ledger)?;

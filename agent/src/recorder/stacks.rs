@@ -132,7 +132,8 @@ impl WalkCounts {
     pub(super) fn complete(&self) -> u64 {
         let is_complete = |(end, erlang): &(WalkEnd, ErlangEnd)| match end {
             WalkEnd::Root => matches!(erlang, ErlangEnd::NoProcess | ErlangEnd::Complete),
-            WalkEnd::Jit => *erlang == ErlangEnd::Complete,
+            // Between two processes a scheduler is in code that was made at run time, too.
+            WalkEnd::Jit => matches!(erlang, ErlangEnd::NoProcess | ErlangEnd::Complete),
             _ => false,
         };
         self.0.iter().filter(|(ends, _)| is_complete(ends)).map(|(_, count)| count).sum()
@@ -152,7 +153,7 @@ impl WalkCounts {
                 (_, ErlangEnd::TooDeep) => "erlang_stacks_too_deep",
                 (_, ErlangEnd::Unreadable) => "unreadable_erlang_stacks",
                 (_, ErlangEnd::Implausible) => "implausible_erlang_stacks",
-                (WalkEnd::Jit, ErlangEnd::NoProcess) => "stacks_without_erlang_process",
+                (_, ErlangEnd::Unknown) => "stacks_without_erlang_frames",
                 (WalkEnd::Root | WalkEnd::Jit, _) => return None,
             };
             Some((reason, *count))

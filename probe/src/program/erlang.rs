@@ -51,8 +51,11 @@ impl Erlang {
                 found.driver = read_word(port.wrapping_add(offsets.driver.into())).unwrap_or(0);
             }
         }
-        if process != 0 && offsets.hend != 0 {
-            found.read_process(control, process);
+        if process != 0 {
+            found.end = ErlangEnd::Unknown;
+            if offsets.hend != 0 {
+                found.read_process(control, process);
+            }
         }
         found
     }
@@ -74,6 +77,10 @@ impl Erlang {
         if current != 0 {
             // SAFETY: the helper checks the address. The VM may have given the place up meanwhile.
             self.current = unsafe { bpf_probe_read_user(current as *const [u64; 3]) }.unwrap_or_default();
+        }
+        if control.code_end == 0 {
+            self.end = ErlangEnd::Unknown;
+            return;
         }
         self.top = stop;
         self.bottom = hend;

@@ -143,17 +143,15 @@ pub(crate) fn leave<const WALK: bool>(result: u64, caller: Caller<'_>) {
     if registers.is_none() {
         count(Counter::FailedReads);
     }
-    if WALK {
-        if let Some(registers) = &registers {
-            let leaf_is_return = matches!(caller, Caller::Function(_));
-            event.stack = walk::stack(control, registers, leaf_is_return).unwrap_or(0);
-        }
-        send(&event);
-    } else {
-        send(&event);
-        if let Some(registers) = &registers {
-            sample::of_mapping(control, event.sequence, event.length, registers);
-        }
+    if WALK && let Some(registers) = &registers {
+        let leaf_is_return = matches!(caller, Caller::Function(_));
+        event.stack = walk::stack(control, registers, leaf_is_return).unwrap_or(0);
+    }
+    send(&event);
+    if event.stack == 0
+        && let Some(registers) = &registers
+    {
+        sample::of_mapping(control, event.sequence, event.length, registers);
     }
 }
 

@@ -59,11 +59,10 @@ pub(crate) fn of_allocation<const WALK: bool>(
         thread: thread(),
         origin: origin as u32,
     };
-    let captured = if WALK {
-        let stack = walk::stack(control, registers, true).unwrap_or(0);
-        stack != 0 && send(&SampleHeader { stack, ..header })
-    } else {
-        capture(control, &header, registers)
+    let stack = if WALK { walk::stack(control, registers, true) } else { None };
+    let captured = match stack {
+        Some(stack) => send(&SampleHeader { stack, ..header }),
+        None => capture(control, &header, registers),
     };
     if captured && introduce {
         add(introductions, 1);

@@ -28,7 +28,7 @@ pub(crate) const SLOTS: u32 = 8;
 /// Words of the Erlang stack that are read at a time.
 const CHUNK: usize = 64;
 /// Keys that are tried for stacks with the same hash.
-const PLACES_TRIED: u64 = 4;
+const PLACES_TRIED: u32 = 4;
 const NOEXIST: u64 = 1;
 const EEXIST: i32 = -17;
 /// Trampolines that a walk can step over.
@@ -42,8 +42,9 @@ const ROW_STEPS: u32 = 26;
 /// pointer-authentication.rst).
 #[cfg(bpf_target_arch = "aarch64")]
 pub(crate) const ADDRESS_BITS: u64 = (1 << 48) - 1;
-/// Time for which a processor saves up what it may spend on walks, in nanoseconds.
-const SAVED_UP: u64 = 20_000_000;
+/// Time for which a processor saves up what it may spend on walks, in nanoseconds: what a node does once in a while is walked
+/// in full.
+const SAVED_UP: u64 = 1_000_000_000;
 
 /// A walk in progress: element of the map `WALKS`.
 #[repr(C)]
@@ -114,7 +115,8 @@ pub(crate) fn of_allocation(control: &Control, registers: &Registers, began: u64
     key
 }
 
-/// Walks the stack that begins with `registers`; its key in the map `STACKS`.
+/// Walks the stack that begins with `registers`; its key in the map `STACKS`. `None` where it cannot be kept, or leads into
+/// code that is not known yet.
 #[inline(always)]
 pub(crate) fn stack(control: &Control, registers: &Registers, leaf_is_return: bool) -> Option<u64> {
     let Some(slot) = take_slot() else {
@@ -129,17 +131,28 @@ pub(crate) fn stack(control: &Control, registers: &Registers, leaf_is_return: bo
     key
 }
 
+/// Takes a slot that nobody uses. By a loop in the kernel, so that the number is any to the verifier and what follows is
+/// verified once.
 #[inline(always)]
 fn take_slot() -> Option<u32> {
-    for slot in 0..SLOTS {
-        let walk = WALKS.get_ptr_mut(slot)?;
-        // SAFETY: a map value, valid until the program ends.
-        let busy = unsafe { &raw mut (*walk).busy };
-        if exchange(busy, 1) == 0 {
-            return Some(slot);
-        }
+    let mut taken = SLOTS;
+    let context = (&raw mut taken).cast::<c_void>();
+    // SAFETY: the callback has the form that the helper asks for.
+    unsafe { bpf_loop(SLOTS, try_slot as *mut c_void, context, 0) };
+    (taken < SLOTS).then_some(taken)
+}
+
+#[inline(never)]
+extern "C" fn try_slot(slot: u32, context: *mut c_void) -> i64 {
+    let Some(walk) = WALKS.get_ptr_mut(slot) else { return 1 };
+    // SAFETY: a map value, valid until the program ends.
+    let busy = unsafe { &raw mut (*walk).busy };
+    if exchange(busy, 1) != 0 {
+        return 0;
     }
-    None
+    // SAFETY: where the number is wanted, on the stack of the function that runs the loop.
+    unsafe { *context.cast::<u32>() = slot };
+    1
 }
 
 /// Writes a word that others write too; returns what stood there.
@@ -177,6 +190,10 @@ fn walk(control: &Control, registers: &Registers, leaf_is_return: bool, slot: u3
     // SAFETY: the callback has the form that the helper asks for.
     unsafe { bpf_loop(NATIVE_FRAMES as u32 + TRAMPOLINES, frame as *mut c_void, context, 0) };
 
+    // The agent will know the code in a moment; until then it is sent the stack itself.
+    if walk.stack.end == WalkEnd::NoModule as u32 {
+        return None;
+    }
     let in_process = walk.stack.end == WalkEnd::Jit as u32;
     let erlang = Erlang::of_thread(control, thread, if in_process { walk.process } else { 0 });
     walk.stack.erlang_end = erlang.end as u32;
@@ -197,7 +214,7 @@ fn walk(control: &Control, registers: &Registers, leaf_is_return: bool, slot: u3
     if let Some(counter) = WALKS_BY_END.get_ptr_mut(walk_ends_index(walk.stack.end, walk.stack.erlang_end)) {
         add(counter, 1);
     }
-    keep(walk)
+    keep(walk, slot)
 }
 
 #[inline(always)]
@@ -482,9 +499,20 @@ extern "C" fn word(index: u32, context: *mut c_void) -> i64 {
     0
 }
 
+/// A search for the place of a stack.
+#[repr(C)]
+struct Keep {
+    hash: u64,
+    /// The key, when it is found.
+    key: u64,
+    slot: u32,
+    /// 1 where the table is full.
+    full: u32,
+}
+
 /// Enters the stack where it is not known yet; its key.
 #[inline(always)]
-fn keep(walk: &mut Walk) -> Option<u64> {
+fn keep(walk: &mut Walk, slot: u32) -> Option<u64> {
     let stack = &walk.stack;
     let mut hash = walk.hash;
     hash = mix(hash, (u64::from(stack.native) << 32) | u64::from(stack.erlang));
@@ -495,38 +523,48 @@ fn keep(walk: &mut Walk) -> Option<u64> {
     hash = mix(hash, stack.driver);
     let [first, second] = command_words(stack);
     hash = mix(mix(hash, first), second);
-    for attempt in 0..PLACES_TRIED {
-        let key = hash.wrapping_add(attempt) | 1 << 63;
-        match STACKS.get_ptr(key) {
-            Some(known) => {
-                // SAFETY: a map value, valid until the program ends, that nobody changes.
-                if is_same(unsafe { &*known }, stack) {
-                    return Some(key);
-                }
+    let mut keep = Keep { hash, key: 0, slot, full: 0 };
+    let context = (&raw mut keep).cast::<c_void>();
+    // SAFETY: the callback has the form that the helper asks for.
+    unsafe { bpf_loop(PLACES_TRIED, try_place as *mut c_void, context, 0) };
+    if keep.key != 0 {
+        return Some(keep.key);
+    }
+    count(if keep.full != 0 { Counter::StackTableFull } else { Counter::StackCollisions });
+    None
+}
+
+#[inline(never)]
+extern "C" fn try_place(attempt: u32, context: *mut c_void) -> i64 {
+    // SAFETY: the search, on the stack of the function that runs the loop.
+    let keep = unsafe { &mut *context.cast::<Keep>() };
+    let Some(walk) = WALKS.get_ptr_mut(keep.slot) else { return 1 };
+    // SAFETY: the slot is this program's until it is given back.
+    let stack = unsafe { &(*walk).stack };
+    let key = keep.hash.wrapping_add(attempt.into()) | 1 << 63;
+    let mut known = STACKS.get_ptr(key);
+    if known.is_none() {
+        match STACKS.insert(key, stack, NOEXIST) {
+            Ok(()) => {
+                announce(key);
+                keep.key = key;
+                return 1;
             }
-            None => match STACKS.insert(key, stack, NOEXIST) {
-                Ok(()) => {
-                    announce(key);
-                    return Some(key);
-                }
-                // Another processor was faster, with this stack or another one.
-                Err(EEXIST) => {
-                    if let Some(known) = STACKS.get_ptr(key)
-                        // SAFETY: as above.
-                        && is_same(unsafe { &*known }, stack)
-                    {
-                        return Some(key);
-                    }
-                }
-                Err(_) => {
-                    count(Counter::StackTableFull);
-                    return None;
-                }
-            },
+            // Another processor was faster, with this stack or another one.
+            Err(EEXIST) => known = STACKS.get_ptr(key),
+            Err(_) => {
+                keep.full = 1;
+                return 1;
+            }
         }
     }
-    count(Counter::StackCollisions);
-    None
+    let Some(known) = known else { return 0 };
+    // SAFETY: a map value, valid until the program ends, that nobody changes.
+    if has_same_head(unsafe { &*known }, stack) && has_same_words(key, keep.slot, stack.native + stack.erlang) {
+        keep.key = key;
+        return 1;
+    }
+    0
 }
 
 #[inline(always)]
@@ -536,29 +574,69 @@ fn command_words(stack: &StoredStack) -> [u64; 2] {
 }
 
 #[inline(always)]
-fn is_same(known: &StoredStack, stack: &StoredStack) -> bool {
-    if known.native != stack.native
-        || known.erlang != stack.erlang
-        || known.end != stack.end
-        || known.erlang_end != stack.erlang_end
-        || known.leaf_is_return != stack.leaf_is_return
-        || known.scheduler != stack.scheduler
-        || known.current != stack.current
-        || known.driver != stack.driver
-        || command_words(known) != command_words(stack)
-    {
-        return false;
+fn has_same_head(known: &StoredStack, stack: &StoredStack) -> bool {
+    known.native == stack.native
+        && known.erlang == stack.erlang
+        && known.end == stack.end
+        && known.erlang_end == stack.erlang_end
+        && known.leaf_is_return == stack.leaf_is_return
+        && known.scheduler == stack.scheduler
+        && known.current == stack.current
+        && known.driver == stack.driver
+        && command_words(known) == command_words(stack)
+}
+
+/// Words that are compared at a time.
+const COMPARED: usize = 16;
+
+/// A comparison of a stack that is known with one that was walked.
+#[repr(C)]
+struct Compare {
+    key: u64,
+    slot: u32,
+    words: u32,
+    differ: u32,
+}
+
+#[inline(always)]
+fn has_same_words(key: u64, slot: u32, words: u32) -> bool {
+    let mut compare = Compare { key, slot, words, differ: 0 };
+    let context = (&raw mut compare).cast::<c_void>();
+    // SAFETY: the callback has the form that the helper asks for.
+    unsafe { bpf_loop((STACK_WORDS / COMPARED) as u32, compare_words as *mut c_void, context, 0) };
+    compare.differ == 0
+}
+
+#[inline(never)]
+extern "C" fn compare_words(index: u32, context: *mut c_void) -> i64 {
+    // SAFETY: the comparison, on the stack of the function that runs the loop.
+    let compare = unsafe { &mut *context.cast::<Compare>() };
+    let first = index as usize * COMPARED;
+    if first >= compare.words as usize || first > STACK_WORDS - COMPARED {
+        return 1;
     }
-    let words = stack.native + stack.erlang;
-    for index in 0..STACK_WORDS {
-        if index as u32 >= words {
-            break;
-        }
-        if known.words[index] != stack.words[index] {
-            return false;
+    let (Some(known), Some(walk)) = (STACKS.get_ptr(compare.key), WALKS.get_ptr_mut(compare.slot)) else {
+        compare.differ = 1;
+        return 1;
+    };
+    // SAFETY: `first` and what is compared from there on lie in the array of a map value that nobody changes.
+    let known = unsafe { (&raw const (*known).words).cast::<u64>().add(first) };
+    // SAFETY: likewise, and the slot is this program's until it is given back.
+    let words = unsafe { (&raw const (*walk).stack.words).cast::<u64>().add(first) };
+    let left = compare.words - first as u32;
+    let mut difference = 0;
+    for offset in 0..COMPARED {
+        // What stands behind the end is left over from other stacks.
+        if (offset as u32) < left {
+            // SAFETY: as above.
+            difference |= unsafe { *known.add(offset) ^ *words.add(offset) };
         }
     }
-    true
+    if difference != 0 {
+        compare.differ = 1;
+        return 1;
+    }
+    0
 }
 
 /// Tells the agent of a new stack, so that it learns its names while they are there.

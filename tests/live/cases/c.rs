@@ -109,7 +109,7 @@ pub(crate) const CALLS: [Case; 20] = [
             CHAIN,
             VM,
             "stacks:leak/3",
-            "MyApp.Worker:-run/2-fun-0-/*@worker_fun",
+            "MyApp.Worker:anonymous fn/*@worker_fun",
             "stacks_marks:calls/2@calls",
             "MyApp.Worker:run/2@worker",
             PROCESS,
