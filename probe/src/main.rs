@@ -225,6 +225,22 @@ fn vm_api_free(ctx: ProbeContext) -> u32 {
     0
 }
 
+/// Entry of `erts_mseg_alloc_opt`.
+#[uprobe]
+fn carrier_requested(ctx: ProbeContext) -> u32 {
+    let size = argument(&ctx, 1) as *const u64;
+    allocation::request_carrier::<false>(&Registers::of_probe(&ctx), argument(&ctx, 0), size);
+    0
+}
+
+/// As `carrier_requested`, where the kernel has `bpf_loop`.
+#[uprobe]
+fn carrier_requested_walking(ctx: ProbeContext) -> u32 {
+    let size = argument(&ctx, 1) as *const u64;
+    allocation::request_carrier::<true>(&Registers::of_probe(&ctx), argument(&ctx, 0), size);
+    0
+}
+
 #[inline(always)]
 fn mapping_arguments(ctx: &ProbeContext, function: Function) -> MappingRequest {
     // On entry, brk moves the heap's end to its first argument, which is how a probe on the function learns it.

@@ -67,8 +67,10 @@ pub enum Evidence {
 
 /// Says whose the memory of `site` is. `carriers` are those that were found in its blocks and mappings.
 pub fn attribute(site: &Site, carriers: &[&CarrierSeen]) -> Attribution {
-    if site.asked == Asked::Vm {
-        return asked_of_vm(&site.stack);
+    match site.asked {
+        Asked::System => {}
+        Asked::Vm => return asked_of_vm(&site.stack),
+        Asked::Carriers { .. } => return of_the_vm(&site.stack.frames, 0),
     }
     let mut attribution = by_stack(&site.stack);
     let Some(found) = carrier_evidence(carriers) else {

@@ -154,7 +154,7 @@ impl AttachPlan {
                     dear.push(located.function.name());
                 }
                 let on_return = programs.on_return.map(|program| engine.program(program));
-                for program in [on_return, Some(programs.on_entry)].into_iter().flatten() {
+                for program in [on_return, Some(engine.program(programs.on_entry))].into_iter().flatten() {
                     points.push(point(program, allocator, located, placement, &name));
                 }
             }
@@ -171,7 +171,7 @@ impl AttachPlan {
             }
         }
         // Returns before entries: a call whose return is missed would look as if it never ended.
-        points.sort_by_key(|point| !RETURNS.iter().flatten().any(|program| *program == point.program));
+        points.sort_by_key(|point| !WITH_STACKS.iter().flatten().any(|program| *program == point.program));
         let target = if matches!(mapping_calls, MappingCalls::SystemCalls { .. }) { target } else { 0 };
         Self { points, mapping_calls, engine, target, notes }
     }
@@ -183,17 +183,18 @@ const VM_API_COST: &str = "--vm-api: each call of the VM's functions for native 
                            1 us each, and the walk of the stack of each allocation";
 
 /// Programs that need stacks, by the engine.
-const RETURNS: [[&str; 2]; 4] = [
+const WITH_STACKS: [[&str; 2]; 5] = [
     ["allocated", "allocated_walking"],
     ["vm_allocated", "vm_allocated_walking"],
     ["mapped", "mapped_walking"],
     ["sys_exit", "sys_exit_walking"],
+    ["carrier_requested", "carrier_requested_walking"],
 ];
 
 impl StackEngine {
     /// The program that does what `program` does, with this engine.
     pub fn program(self, program: &'static str) -> &'static str {
-        let of_engine = RETURNS.iter().find(|[images, _]| *images == program).map(|[images, kernel]| match self {
+        let of_engine = WITH_STACKS.iter().find(|[images, _]| *images == program).map(|[images, kernel]| match self {
             Self::Images => *images,
             Self::Kernel => *kernel,
         });

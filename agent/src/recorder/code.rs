@@ -61,7 +61,10 @@ pub(super) struct Code {
 #[derive(Debug)]
 enum Walker {
     /// In the kernel. What leads into code that was not known there yet is walked here.
-    Kernel { modules: Modules, images: Option<Box<Unwinder>> },
+    Kernel {
+        modules: Modules,
+        images: Option<Box<Unwinder>>,
+    },
     Images(Box<Unwinder>),
 }
 

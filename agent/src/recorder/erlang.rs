@@ -1,11 +1,12 @@
 //! What is known of the Erlang side of a node: found and proven at attach, and kept up to date.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use beamscope_probe::{self as probe, ErlangOffsets};
 
 use crate::{
     erts::{
+        alloc::functions,
         atom::AtomTable,
         jit::{CodeTable, CodeTableError},
         names::ErlangNames,
@@ -37,6 +38,8 @@ pub(super) struct Erlang {
     offsets: ErlangOffsets,
     schedulers: Vec<Scheduler>,
     drivers: HashMap<Address, Option<String>>,
+    /// Names of the VM's allocators, by number.
+    allocators: BTreeMap<u32, String>,
     /// How the process looked at attach.
     view: ProcessView,
     /// What is not known, and why, one sentence each.
@@ -88,7 +91,13 @@ impl Erlang {
             offsets.driver = port::driver_offset(&view, &memory, &ports).unwrap_or(0);
         }
         let names = ErlangNames::new(table, atoms);
-        Ok(Self { names, offsets, schedulers, drivers: HashMap::new(), view, missing })
+        let allocators = functions::names(&view, &memory);
+        Ok(Self { allocators, names, offsets, schedulers, drivers: HashMap::new(), view, missing })
+    }
+
+    /// The name of the allocator of this number, or the number.
+    pub(super) fn allocator(&self, number: u32) -> String {
+        self.allocators.get(&number).cloned().unwrap_or_else(|| format!("allocator {number}"))
     }
 
     /// Where the kernel finds things.

@@ -131,7 +131,7 @@ impl Recorder {
         let name = totals.threads.first();
         Ok(Site {
             stack: self.code.name(raw, self.leaf(totals.function)),
-            asked: if totals.function.is_vm_api() { Asked::Vm } else { Asked::System },
+            asked: self.asked(&totals),
             thread: name.map(|name| self.code.erlang.thread_kind(thread, name, self.target.pid())),
             driver: self.code.erlang.driver(raw),
             threads: totals.threads,
@@ -145,9 +145,17 @@ impl Recorder {
         })
     }
 
+    fn asked(&self, totals: &SiteTotals) -> Asked {
+        match totals.function {
+            Function::MsegAlloc => Asked::Carriers { allocator: self.code.erlang.allocator(totals.allocator) },
+            function if function.is_vm_api() => Asked::Vm,
+            _ => Asked::System,
+        }
+    }
+
     /// The frame of the allocation function itself. The walk begins at its caller, so only its name is known.
     fn leaf(&self, function: Function) -> Frame {
-        let module = if function.is_vm_api() {
+        let module = if function.is_vm_api() || function == Function::MsegAlloc {
             Some(self.target.beam().name().to_owned())
         } else if is_mapping_call(function) && self.plan.mapping_calls != MappingCalls::Functions {
             Some(KERNEL_MODULE.to_owned())
@@ -171,7 +179,7 @@ impl Recorder {
     /// The VM's carriers that lie in the largest blocks of a site.
     fn carriers(&self, totals: &SiteTotals, site: usize) -> Vec<CarrierSeen> {
         let mut seen = HashSet::new();
-        let largest: &[(u64, u64)] = if totals.function.is_vm_api() { &[] } else { &totals.largest };
+        let largest: &[(u64, u64)] = if self.asked(totals) != Asked::System { &[] } else { &totals.largest };
         largest
             .iter()
             .filter(|(address, size)| *size >= SMALLEST_CARRIER && seen.insert(*address))

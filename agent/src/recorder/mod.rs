@@ -72,6 +72,13 @@ const RECORDS_AT_ONCE: usize = 4096;
 /// How often new names are looked up: often enough to have them when the node exits.
 const LEARN_EVERY: Duration = Duration::from_millis(250);
 
+/// Said of what is known of who asked for carriers.
+const CARRIERS_REQUESTED: &str = "carriers are counted where the VM's allocators ask for them (erts_mseg_alloc_opt), also \
+                                  those that come from memory it keeps for use again; those from malloc are not";
+const CARRIERS_SEEN: &str = "the VM does not export where its allocators ask for carriers: they are found in the memory \
+                             that was mapped or allocated during the recording, so that one from memory which the VM \
+                             had kept is not seen";
+
 /// A recording in progress.
 #[derive(Debug)]
 pub struct Recorder {
@@ -114,7 +121,7 @@ impl Recorder {
         } else {
             SystemCallTracing::of(features)
         };
-        let (engine, note) = StackEngine::of(features, options.stack_engine);
+        let (engine, engine_note) = StackEngine::of(features, options.stack_engine);
         let mut probed = allocators.clone();
         if options.vm_api {
             let VmApi { functions, unseen } =
@@ -124,8 +131,12 @@ impl Recorder {
                 format!("--vm-api: binaries and resources that the VM frees are not seen, so they count as outstanding: {error}")
             }));
         }
+        let requests = vm_api::carrier_requests(&target).context("cannot read the VM's executable")?;
+        let note = if requests.is_some() { CARRIERS_REQUESTED } else { CARRIERS_SEEN };
+        probed.extend(requests);
         let mut plan = AttachPlan::new(object::HOST, &probed, &tracing, engine, target.pid());
-        plan.notes.extend(note);
+        plan.notes.extend(engine_note);
+        plan.notes.push(note.to_owned());
         let through_map_files = features.capabilities.clone().is_ok_and(Capabilities::can_open_mapped_files);
         let mut code = Code::new(&target, through_map_files, engine)?;
         plan.notes.append(&mut code.erlang.missing);

@@ -199,7 +199,7 @@ pub enum Asked {
     /// The VM, by native code. What it hands out lies in carriers, whose memory is that of other sites.
     Vm,
     /// The VM's allocation of segments, by one of its allocators: carriers, whose memory is that of other sites or was
-    /// taken from those that are kept for use again.
+    /// taken from those that are kept for use again. When they are given back is not followed.
     Carriers {
         /// Name of the allocator: `ets_alloc`.
         allocator: String,

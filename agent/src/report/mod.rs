@@ -38,6 +38,8 @@ pub struct Report<'a> {
     pub sites: Vec<RankedSite<'a>>,
     /// Those at which native code asked the VM, in the same order. Their bytes lie in carriers, so they are in no sum.
     pub vm_api: Vec<RankedSite<'a>>,
+    /// Those at which the VM's allocators asked for carriers, by falling bytes. Which of them are still there is not known.
+    pub carriers: Vec<RankedSite<'a>>,
 }
 
 /// Resident memory at both ends of the recording.
@@ -102,6 +104,7 @@ impl<'a> Report<'a> {
             rank(one).cmp(&rank(other)).then_with(|| one.site.stack.cmp(&other.site.stack))
         });
         let vm_api = sites.extract_if(.., |ranked| ranked.site.asked == Asked::Vm).collect();
+        let carriers = sites.extract_if(.., |ranked| matches!(ranked.site.asked, Asked::Carriers { .. })).collect();
         let mut report = Self {
             recording,
             rss: Rss::of(&recording.snapshots),
@@ -111,6 +114,7 @@ impl<'a> Report<'a> {
             unknown: Total::default(),
             sites,
             vm_api,
+            carriers,
         };
         for ranked in &report.sites {
             match ranked.attribution.class {

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     attribute::{Class, Evidence},
+    recording::Asked,
     stack::{FrameKind, StackEnd},
 };
 
@@ -66,6 +67,7 @@ impl Text<'_> {
             }
         }
         self.vm_table(&vm)?;
+        self.carriers()?;
         self.vm_api()?;
         if let Some(memory) = &self.report.memory {
             let options = memory::text::Options { units: self.options.units, ..memory::text::Options::default() };
@@ -160,6 +162,39 @@ impl Text<'_> {
         }
         self.page.table(&table)?;
         writeln!(self.page, "Carriers hold Erlang terms and tables; they are no leak of native code.")
+    }
+
+    fn carriers(&mut self) -> fmt::Result {
+        let sites = &self.report.carriers;
+        if sites.is_empty() {
+            return Ok(());
+        }
+        let shown = sites.len().min(self.options.top);
+        self.page.heading(&format!("Who asked for carriers{}", of(shown, sites.len())))?;
+        let mut table =
+            table(&["#", "asked for", "carriers", "allocator", "function", "Erlang function", "thread"], 0..3);
+        for (rank, ranked) in (1..).zip(sites.iter().take(shown)) {
+            let site = ranked.site;
+            let allocator = match &site.asked {
+                Asked::Carriers { allocator } => allocator,
+                Asked::System | Asked::Vm => "?",
+            };
+            let erlang = site.stack.frames.iter().find(|frame| frame.kind == FrameKind::Erlang);
+            table.add_row(vec![
+                rank.to_string(),
+                self.options.units.bytes(site.allocated_bytes),
+                unit::count(site.allocated_blocks),
+                label::shorten(&label::clean(allocator), LIBRARY),
+                label::shorten(&responsible(ranked).unwrap_or_else(|| "(no stack)".into()), FUNCTION),
+                label::shorten(&erlang.map(label::function).unwrap_or_default(), FUNCTION),
+                first_of(&site.threads, THREAD),
+            ]);
+        }
+        self.page.table(&table)?;
+        writeln!(
+            self.page,
+            "Each time one of the VM's allocators asked for memory, also for what was given back since."
+        )
     }
 
     fn vm_api(&mut self) -> fmt::Result {
@@ -301,10 +336,7 @@ fn end(end: StackEnd) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        recording::{Asked, Recording},
-        sample,
-    };
+    use crate::{recording::Recording, sample};
 
     fn plain(recording: &Recording, options: Options) -> String {
         anstream::adapter::strip_str(&render(&Report::new(recording), options)).to_string()

@@ -59,6 +59,13 @@ pub fn find(target: &Target) -> Result<VmApi, VmApiError> {
     Ok(VmApi { functions: of_beam(beam, functions), unseen })
 }
 
+/// The function by which the VM's allocators ask for carriers, where the VM exports it: up to OTP 28.
+pub fn carrier_requests(target: &Target) -> Result<Option<Allocator>, ModuleError> {
+    let beam = target.beam();
+    let functions = exported(&beam.elf()?, |function| function == Function::MsegAlloc);
+    Ok((!functions.is_empty()).then(|| of_beam(beam, functions)))
+}
+
 /// The VM's functions that it exports and that are `wanted`.
 fn exported(elf: &Elf<'_>, wanted: impl Fn(Function) -> bool) -> Vec<Located> {
     let named = |name: &[u8]| Function::ALL.into_iter().find(|function| function.name().as_bytes() == name);

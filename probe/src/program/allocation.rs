@@ -220,6 +220,37 @@ pub(crate) fn leave<const WALK: bool, const VM: bool>(registers: &Registers, res
     }
 }
 
+/// One of the VM's allocators asks for a carrier of `size` bytes. What becomes of it is not followed: it is counted. `WALK`:
+/// stacks are walked here.
+#[inline(always)]
+pub(crate) fn request_carrier<const WALK: bool>(registers: &Registers, allocator: u64, size: *const u64) {
+    let Some(control) = recording() else { return };
+    // SAFETY: the helper checks the address.
+    let Ok(size) = (unsafe { bpf_probe_read_user(size) }) else {
+        count(Counter::FailedReads);
+        return;
+    };
+    let caller = registers.return_of_function();
+    let registers =
+        Registers { instruction_pointer: caller.address, stack_pointer: caller.stack_pointer, ..*registers };
+    let function = Function::MsegAlloc as u32 | ((allocator as u32 & 0xffff) << 16);
+    let allocated_at = now();
+    // They are few, so that each is worth its walk. No stack has the key 0.
+    let stack = if WALK { walk::of_allocation(control, &registers, allocated_at).unwrap_or(0) } else { 0 };
+    let mut key = SiteKey { caller: stack, stack_pointer: 0, function, is_stack: 1 };
+    if stack == 0 {
+        key = SiteKey { caller: caller.address, stack_pointer: caller.stack_pointer, function, is_stack: 0 };
+    }
+    let Some(site) = find_site(&mut key) else { return };
+    // SAFETY: a map value, valid until the program ends.
+    let words = unsafe { (&raw mut (*site).allocated_bytes, &raw mut (*site).allocated_blocks) };
+    add(words.0, size);
+    add(words.1, 1);
+    if key.is_stack == 0 {
+        sample::of_allocation::<WALK>(control, site, 0, &Block { size, allocated_at, site: key }, &registers);
+    }
+}
+
 /// `free` begins.
 #[inline(always)]
 pub(crate) fn free<const VM: bool>(address: u64) {

@@ -4,7 +4,10 @@
 //! (`ErtsAllocatorFunctions_t`, `erts/emulator/beam/erl_alloc.h`, OTP-23.2.6 to OTP-27.3.4.1). What `erts_allctrs_info`
 //! says of an allocator stands there once more, so the table is found by that, with symbols and without.
 
-use std::{collections::BTreeSet, ops::Range};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+};
 
 use thiserror::Error;
 
@@ -59,7 +62,7 @@ pub fn free_functions(
 }
 
 /// The number of the allocator of this name.
-pub fn number(name: &str, located: &Located, memory: &(impl ReadMemory + ?Sized)) -> Option<u32> {
+fn number(name: &str, located: &Located, memory: &(impl ReadMemory + ?Sized)) -> Option<u32> {
     located
         .extras
         .iter()
@@ -68,11 +71,18 @@ pub fn number(name: &str, located: &Located, memory: &(impl ReadMemory + ?Sized)
 }
 
 /// The name of the allocator of this number: `ets_alloc`.
-pub fn name_of(number: u32, located: &Located, memory: &(impl ReadMemory + ?Sized)) -> Option<String> {
+fn name_of(number: u32, located: &Located, memory: &(impl ReadMemory + ?Sized)) -> Option<String> {
     let instance = located.instances.iter().find(|instance| instance.number == number)?;
     let words = read_words::<NAME_WORDS>(memory, instance.address).ok()?;
     let mut names = name_offsets(&words, number).filter_map(|at| read_name(Address(*words.get(at)?), memory));
     names.next().map(|prefix| format!("{prefix}alloc"))
+}
+
+/// The names of the allocators that are not switched off, by number; empty where they are not found.
+pub fn names(view: &ProcessView, memory: &(impl ReadMemory + ?Sized)) -> BTreeMap<u32, String> {
+    let Ok(located) = locate(view, memory) else { return BTreeMap::new() };
+    let numbers = located.extras.iter().map(|(number, _)| *number);
+    numbers.filter_map(|number| Some((number, name_of(number, &located, memory)?))).collect()
 }
 
 /// The words of the table, from the record of number 0 on.
