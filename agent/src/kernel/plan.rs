@@ -177,10 +177,10 @@ impl AttachPlan {
     }
 }
 
-/// Said where the VM's own functions are followed. As measured by `cargo xtask bench --only vm_api`.
-const VM_API_COST: &str = "--vm-api: each call of the VM's functions for native code costs the node two traps more, at \
-                           its begin and its end, and each block that the VM frees, also for itself, one more: about \
-                           1 us each, and the walk of the stack of each allocation";
+/// Said where the VM's own functions are followed. Measured by `cargo xtask bench --only vm_api` with OTP 25.2.3.
+const VM_API_COST: &str = "--vm-api: each call of the VM's functions for native code costs the node some microseconds \
+                           more, up to 14 where the kernel cannot emulate their first instruction, and each block that \
+                           the VM frees, also for itself, one";
 
 /// Programs that need stacks, by the engine.
 const WITH_STACKS: [[&str; 2]; 5] = [

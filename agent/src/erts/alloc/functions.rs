@@ -112,3 +112,54 @@ fn code(view: &ProcessView) -> Vec<Range<u64>> {
     let executable = mapped.filter(|mapping| mapping.permissions.execute);
     executable.map(|mapping| mapping.start.0..mapping.end.0).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::erts::alloc::locate::{
+        FoundBy, InstanceAt,
+        tests::{CODE, DATA, HEAP, Node},
+    };
+
+    /// Two allocators, of which the second is switched off where `disabled`; the table stands at `DATA` + 64.
+    fn located(disabled: bool) -> Located {
+        let all = [(2, Address(HEAP)), (3, Address(HEAP + 0x800))];
+        let extras: Vec<_> = all.into_iter().take(if disabled { 1 } else { 2 }).collect();
+        let instances =
+            extras.iter().map(|(number, address)| InstanceAt { number: *number, instance: 0, address: *address });
+        Located {
+            instances: instances.collect(),
+            disabled: if disabled { vec![3] } else { Vec::new() },
+            extras,
+            records: 5,
+            by: FoundBy::Shape,
+        }
+    }
+
+    fn node(functions: [u64; 3]) -> Node {
+        let mut node = Node::new(0x2000);
+        let record = |extra| [CODE, CODE + 1, CODE + 2, extra];
+        let [alloc, realloc, free] = functions;
+        let table = [[0; 4], record(0), [alloc, realloc, free, HEAP], record(HEAP + 0x800)];
+        node.put_words(DATA + 64, table.as_flattened());
+        // What the same address means elsewhere.
+        node.put_words(DATA, &[HEAP]);
+        node
+    }
+
+    #[test]
+    fn the_table_is_where_all_allocators_stand_behind_their_functions() {
+        let check = |functions, disabled, expected: Option<u64>| {
+            let Node { view, memory } = node(functions);
+            let data = Variables::writable(&view, &memory);
+            let code = code(&view);
+            let found = table(&located(disabled), &data, &code);
+            let free = found.and_then(|table| record(table, 2, &code)).map(|record| record[FREE]);
+            assert_eq!(free, expected, "{functions:x?}");
+        };
+        check([CODE, CODE + 8, CODE + 16], false, Some(CODE + 16));
+        check([CODE, CODE + 8, CODE + 16], true, Some(CODE + 16));
+        check([CODE, CODE + 8, HEAP], false, None);
+        check([0, CODE + 8, CODE + 16], false, None);
+    }
+}
