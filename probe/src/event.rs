@@ -20,6 +20,8 @@ pub enum SampleOrigin {
     Sampled,
     /// Belongs to the mapping event with the same `sequence`.
     Mapping,
+    /// Made the thread whose id is `sequence`.
+    Thread,
 }
 
 /// A `u32` that is no [`SampleOrigin`].
@@ -34,6 +36,7 @@ impl TryFrom<u32> for SampleOrigin {
             1 => Ok(Self::Introduction),
             2 => Ok(Self::Sampled),
             3 => Ok(Self::Mapping),
+            4 => Ok(Self::Thread),
             _ => Err(UnknownSampleOrigin(value)),
         }
     }
@@ -47,7 +50,7 @@ impl TryFrom<u32> for SampleOrigin {
 pub struct SampleHeader {
     /// The site (not for [`SampleOrigin::Mapping`]).
     pub site: SiteKey,
-    /// The mapping event's `sequence`, or the block's `allocated_at`.
+    /// The mapping event's `sequence`, the block's `allocated_at`, or the id of a new thread.
     pub sequence: u64,
     /// Address of the block (not for [`SampleOrigin::Mapping`]).
     pub address: u64,

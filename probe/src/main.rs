@@ -15,11 +15,13 @@ use aya_ebpf::{
     macros::{tracepoint, uprobe, uretprobe},
     programs::{ProbeContext, RetProbeContext, TracePointContext},
 };
-use beamscope_probe::{ABI_VERSION, Architecture, CONTRACT_SECTION, Contract, Function};
+use beamscope_probe::{ABI_VERSION, Architecture, CONTRACT_SECTION, Contract, Counter, Function};
 use program::{
     allocation::{self, Request},
     mapping::{self, MappingRequest},
+    maps::{count, recording},
     registers::Registers,
+    sample,
 };
 
 /// Product of two sizes; `u64::MAX`, which no allocator can serve, where it overflows.
@@ -352,6 +354,42 @@ fn sys_exit_walking(ctx: TracePointContext) -> u32 {
         mapping::leave::<true>(system_call_argument(&ctx, 0), mapping::Caller::SystemCall);
     }
     0
+}
+
+/// Offsets of the new thread's id and of the flags of `clone` in the record of `task_newtask`
+/// (include/trace/events/task.h).
+const NEW_THREAD: usize = 8;
+const CLONE_FLAGS: usize = 32;
+const CLONE_THREAD: u64 = 0x10000;
+
+#[inline(always)]
+fn new_task<const WALK: bool>(ctx: &TracePointContext) -> u32 {
+    // SAFETY: the record has the fields at these offsets.
+    let flags: u64 = unsafe { ctx.read_at(CLONE_FLAGS) }.unwrap_or(0);
+    // SAFETY: as above.
+    let new: u32 = unsafe { ctx.read_at(NEW_THREAD) }.unwrap_or(0);
+    if flags & CLONE_THREAD != 0
+        && mapping::is_target()
+        && let Some(control) = recording()
+    {
+        match Registers::of_system_call().and_then(Registers::of_caller) {
+            Some(registers) => sample::of_thread::<WALK>(control, new, &registers),
+            None => count(Counter::FailedReads),
+        }
+    }
+    0
+}
+
+/// The tracepoint `task_newtask`.
+#[tracepoint]
+fn task_newtask(ctx: TracePointContext) -> u32 {
+    new_task::<false>(&ctx)
+}
+
+/// As `task_newtask`, where the kernel has `bpf_loop`.
+#[tracepoint]
+fn task_newtask_walking(ctx: TracePointContext) -> u32 {
+    new_task::<true>(&ctx)
 }
 
 #[cfg(bpf_target_arch = "x86_64")]

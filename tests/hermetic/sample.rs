@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use beamscope::{
+    erts::thread::ThreadKind,
     ledger::{Series, Survivors},
     mapping::{Address, Mappings},
     recording::{Asked, CarrierSeen, Emulator, Ended, Interval, Mode, Node, Probe, Recording, Site, Snapshot},
@@ -48,7 +49,8 @@ pub(crate) fn recording() -> Recording {
             ("allocated_blocks".into(), 844_020),
             ("freed_blocks".into(), 709_901),
             ("unknown_frees".into(), 4711),
-            ("stack_samples".into(), 4120),
+            ("walked_stacks".into(), 844_020),
+            ("complete_stacks".into(), 843_977),
         ]),
         probes: vec![Probe { place: "malloc in libc.so.6".into(), emulated: true }],
         notes: vec!["malloc and free are followed in libc.so.6, one probe each for entry and return".into()],
@@ -73,6 +75,10 @@ pub(crate) fn stripped(module: &str, offset: u64) -> Frame {
     Frame { function: None, offset: Some(offset), ..frame(module, "", None) }
 }
 
+pub(crate) fn erlang(module: &str, function: &str, place: Option<(&str, u32)>) -> Frame {
+    Frame { kind: FrameKind::Erlang, offset: None, ..frame(module, function, place) }
+}
+
 pub(crate) fn jit() -> Frame {
     Frame { kind: FrameKind::Jit, module: None, function: None, offset: None, ..frame("", "", None) }
 }
@@ -89,9 +95,11 @@ fn sites() -> Vec<Site> {
                 frame("leaky.so", "leak_block", Some(("/build/leaky/c_src/leaky.c", 42))),
                 frame("leaky.so", "leak_nif", Some(("/build/leaky/c_src/leaky.c", 77))),
                 nif(),
-                jit(),
+                erlang("thumbnails", "scale/2", None),
+                erlang("MyApp.Worker", "run/2", Some(("lib/my_app/worker.ex", 41))),
+                erlang("proc_lib", "init_p_do_apply/3", Some(("proc_lib.erl", 241))),
             ],
-            StackEnd::Jit,
+            StackEnd::Erlang,
             &["erts_sched_1", "erts_sched_2"],
             Figures { allocated: (512 * MIB, 131_072), freed: (0, 0), oldest: 59.5, quarters: [128; 4] },
         ),
@@ -171,6 +179,9 @@ fn site(frames: Vec<Frame>, end: StackEnd, threads: &[&str], figures: Figures) -
     Site {
         stack: Stack { frames, end },
         asked: Asked::System,
+        thread: threads.first().map(|name| kind(name)),
+        creator: None,
+        driver: None,
         threads: threads.iter().map(|name| (*name).into()).collect(),
         allocated_bytes,
         allocated_blocks,
@@ -180,6 +191,10 @@ fn site(frames: Vec<Frame>, end: StackEnd, threads: &[&str], figures: Figures) -
         survivors: Survivors { oldest_seconds: figures.oldest, bytes: figures.quarters.map(|mib| mib * MIB) },
         exact: true,
     }
+}
+
+fn kind(thread: &str) -> ThreadKind {
+    ThreadKind::of_name(thread).unwrap_or_else(|| ThreadKind::Native { name: thread.into() })
 }
 
 fn snapshot(at: f64, rss: u64) -> Snapshot {

@@ -10,6 +10,9 @@ fn site(frames: &[Frame], end: StackEnd) -> Site {
     Site {
         stack: Stack { frames: frames.to_vec(), end },
         asked: Asked::System,
+        thread: None,
+        creator: None,
+        driver: None,
         threads: Vec::new(),
         allocated_bytes: 1000,
         allocated_blocks: 1,

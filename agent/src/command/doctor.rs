@@ -155,6 +155,7 @@ ring buffers                      yes
 uprobes                           yes
 tracepoints at system calls       yes
 registers at system calls         yes
+loops in BPF programs             yes
 kernel type information           yes
 pids of the host                  yes
 memory of other users' processes  yes
@@ -182,6 +183,7 @@ ring buffers                      no
 uprobes                           yes
 tracepoints at system calls       unknown  permission denied
 registers at system calls         no
+loops in BPF programs             no
 kernel type information           yes
 pids of the host                  yes
 memory of other users' processes  no
@@ -201,6 +203,10 @@ tracepoints at system calls
 
 registers at system calls
   lost: mmap is followed in the C library and not at the system call: callers that go around it are not seen
+  next: see BPF programs
+
+loops in BPF programs
+  lost: stacks are sampled and walked outside the kernel: figures of single stacks are estimates
   next: see BPF programs
 
 memory of other users' processes
@@ -253,9 +259,6 @@ no recording can be made
     },
     "loops": {
       "Ok": false
-    },
-    "btf": {
-      "Ok": true
     },
 "#]]
         );

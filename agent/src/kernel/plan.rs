@@ -135,7 +135,7 @@ impl AttachPlan {
             SystemCallTracing::Unavailable { reason } => {
                 notes.push(format!(
                     "mapping calls are followed at the C library's functions ({reason}): system calls that a library \
-                     makes without them are not seen"
+                     makes without them are not seen, nor what made a thread"
                 ));
                 MappingCalls::Functions
             }
@@ -183,12 +183,13 @@ const VM_API_COST: &str = "--vm-api: each call of the VM's functions for native 
                            the VM frees, also for itself, one";
 
 /// Programs that need stacks, by the engine.
-const WITH_STACKS: [[&str; 2]; 5] = [
+const WITH_STACKS: [[&str; 2]; 6] = [
     ["allocated", "allocated_walking"],
     ["vm_allocated", "vm_allocated_walking"],
     ["mapped", "mapped_walking"],
     ["sys_exit", "sys_exit_walking"],
     ["carrier_requested", "carrier_requested_walking"],
+    ["task_newtask", "task_newtask_walking"],
 ];
 
 impl StackEngine {

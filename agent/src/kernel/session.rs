@@ -433,22 +433,23 @@ fn attach_functions(ebpf: &mut Ebpf, points: &[Point], pid: NonZeroU32) -> Resul
 
 fn attach_system_calls(ebpf: &mut Ebpf, engine: StackEngine) -> Result<(), SessionError> {
     // Returns first, so that no call is entered whose return would be missed.
-    for (program, name) in [
-        ("sys_exit", "sys_exit_mmap"),
-        ("sys_exit", "sys_exit_munmap"),
-        ("sys_exit", "sys_exit_mremap"),
-        ("sys_exit", "sys_exit_brk"),
-        ("sys_enter_munmap", "sys_enter_munmap"),
-        ("sys_enter_mremap", "sys_enter_mremap"),
-        ("sys_enter_brk", "sys_enter_brk"),
-        ("sys_enter_mmap", "sys_enter_mmap"),
+    for (program, category, name) in [
+        ("sys_exit", "syscalls", "sys_exit_mmap"),
+        ("sys_exit", "syscalls", "sys_exit_munmap"),
+        ("sys_exit", "syscalls", "sys_exit_mremap"),
+        ("sys_exit", "syscalls", "sys_exit_brk"),
+        ("sys_enter_munmap", "syscalls", "sys_enter_munmap"),
+        ("sys_enter_mremap", "syscalls", "sys_enter_mremap"),
+        ("sys_enter_brk", "syscalls", "sys_enter_brk"),
+        ("sys_enter_mmap", "syscalls", "sys_enter_mmap"),
+        ("task_newtask", "task", "task_newtask"),
     ] {
         let program = engine.program(program);
         let tracepoint: &mut TracePoint = program_mut(ebpf, program)?;
         load(tracepoint.fd().is_ok(), || tracepoint.load(), program)?;
         tracepoint
-            .attach("syscalls", name)
-            .map_err(|source| SessionError::Attach { place: format!("the tracepoint syscalls:{name}"), source })?;
+            .attach(category, name)
+            .map_err(|source| SessionError::Attach { place: format!("the tracepoint {category}:{name}"), source })?;
     }
     Ok(())
 }

@@ -133,6 +133,8 @@ impl Ledger {
     pub fn sample(&mut self, header: &SampleHeader, stack: StackId, mean: u64) {
         match SampleOrigin::try_from(header.origin) {
             Ok(SampleOrigin::Mapping) => self.mapping_stack(header.thread, header.sequence, stack),
+            // It is the thread's, and no memory's.
+            Ok(SampleOrigin::Thread) => {}
             Ok(origin) => self.keys.entry(header.site).or_default().sample(header, origin, stack, mean),
             Err(_) => self.dropped_samples += 1,
         }

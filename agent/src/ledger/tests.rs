@@ -1,12 +1,12 @@
 //! The ledger against what it must make of known calls.
 
-use beamscope_probe::{COMMAND_BYTES, MappingKind};
+use beamscope_probe::MappingKind;
 use proptest::prelude::*;
 
 use super::*;
 use crate::{
     mapping::{Address, Backing, Mapping, Permissions},
-    stack::StackEnd,
+    stack::{StackEnd, raw::RawStack},
 };
 
 const PAGE: u64 = 4096;
@@ -14,11 +14,11 @@ const ANONYMOUS: u32 = 0x20;
 const MREMAP_DONTUNMAP: u32 = 4;
 
 fn stack(stacks: &mut Stacks, address: u64) -> StackId {
-    stacks.intern(RawStack { addresses: vec![Address(address)], leaf_is_return: true, end: StackEnd::Root }).0
+    stacks.intern(RawStack { addresses: vec![Address(address)], end: StackEnd::Root, ..RawStack::default() }).0
 }
 
 fn key(caller: u64) -> SiteKey {
-    SiteKey { caller, stack_pointer: 1, function: Function::Malloc as u32, reserved: 0 }
+    SiteKey { caller, stack_pointer: 1, function: Function::Malloc as u32, is_stack: 0 }
 }
 
 fn counters(allocated: (u64, u64), freed: (u64, u64)) -> beamscope_probe::Site {
@@ -32,9 +32,7 @@ fn counters(allocated: (u64, u64), freed: (u64, u64)) -> beamscope_probe::Site {
 }
 
 fn sample(key: SiteKey, address: u64, at: u64, size: u64, origin: SampleOrigin) -> SampleHeader {
-    let mut command = [0; COMMAND_BYTES];
-    command[..3].copy_from_slice(b"sch");
-    SampleHeader { site: key, sequence: at, address, size, origin: origin as u32, command, ..SampleHeader::default() }
+    SampleHeader { site: key, sequence: at, address, size, origin: origin as u32, ..SampleHeader::default() }
 }
 
 fn close(ledger: Ledger, stacks: &mut Stacks, live: Vec<(u64, Block)>) -> Vec<SiteTotals> {
@@ -47,6 +45,7 @@ fn a_key_with_one_stack_is_exact() {
     let mut stacks = Stacks::default();
     let leak = stack(&mut stacks, 1);
     let mut ledger = Ledger::new(0, PAGE, 0);
+    ledger.thread(leak, b"sch\0\0");
     ledger.sample(&sample(key(1), 0x100, 5, 100, SampleOrigin::Introduction), leak, 1 << 20);
     ledger.observe(5.0, &[(key(1), counters((100, 1), (0, 0)))]);
     ledger.observe(10.0, &[(key(1), counters((300, 3), (100, 1)))]);
@@ -60,6 +59,18 @@ fn a_key_with_one_stack_is_exact() {
     assert_eq!(site.survivors.bytes, [100, 0, 0, 100]);
     assert!((site.survivors.oldest_seconds - 9.0).abs() < 1e-9);
     assert_eq!(site.outstanding.slope(), Some(20.0));
+}
+
+#[test]
+fn a_key_that_is_a_stack_needs_no_sample() {
+    let mut stacks = Stacks::default();
+    let (leak, missing) = (stack(&mut stacks, 1), stack(&mut stacks, 2));
+    let walked = SiteKey { caller: 77, stack_pointer: 0, function: Function::Malloc as u32, is_stack: 1 };
+    let mut ledger = Ledger::new(0, PAGE, 0);
+    ledger.observe(10.0, &[(walked, counters((300, 3), (100, 1))), (key(5), counters((10, 1), (0, 0)))]);
+    let sites = ledger.close(10.0, std::iter::empty(), |key| if key.is_stack == 1 { leak } else { missing });
+    let seen: Vec<_> = sites.iter().map(|site| (site.stack, site.totals.outstanding_bytes(), site.exact)).collect();
+    assert_eq!(seen, [(leak, 200, true), (missing, 10, false)]);
 }
 
 #[test]
@@ -261,12 +272,11 @@ fn stacks_of_threads_and_pools_of_allocators_are_no_blocks() {
     assert_eq!(outstanding(&[stack]), (0, 0));
     for early in [true, false] {
         let mut ledger = Ledger::new(0, PAGE, 0);
-        let header = SampleHeader { thread: 1, ..sample(key(0), 0, 7, 0, SampleOrigin::Mapping) };
         if early {
-            ledger.sample_of_allocator(&header);
+            ledger.mapping_of_allocator(1, 7);
         }
         ledger.mapping(&event(MappingKind::Mapped, 1, 0x10_000, PAGE, 7));
-        ledger.sample_of_allocator(&header);
+        ledger.mapping_of_allocator(1, 7);
         assert_eq!(close(ledger, &mut Stacks::default(), vec![]), []);
     }
 }

@@ -304,8 +304,8 @@ impl Code {
         }
     }
 
-    /// The stack with names, below the allocation function `leaf`.
-    pub(super) fn name(&self, stack: &RawStack, leaf: Frame) -> Stack {
+    /// The stack with names, below the allocation function `leaf` where there is one.
+    pub(super) fn name(&self, stack: &RawStack, leaf: Option<Frame>) -> Stack {
         self.erlang.complete(stack, self.symbols.name(stack, leaf, &self.mappings))
     }
 

@@ -12,7 +12,7 @@ use crate::{
     ledger::{Ledger, SiteTotals},
     mapping::Address,
     recording::{Asked, CarrierSeen, Ended, Interval, Mode, Probe, Recording, Site},
-    stack::{Frame, FrameKind, KERNEL_MODULE, raw::RawStack},
+    stack::{Frame, FrameKind, KERNEL_MODULE, Stack, raw::RawStack},
     target::allocator::Allocator,
 };
 
@@ -130,7 +130,8 @@ impl Recorder {
         let thread = self.stacks.first_thread(totals.stack);
         let name = totals.threads.first();
         Ok(Site {
-            stack: self.code.name(raw, self.leaf(totals.function)),
+            stack: self.code.name(raw, Some(self.leaf(totals.function))),
+            creator: self.creator(thread),
             asked: self.asked(&totals),
             thread: name.map(|name| self.code.erlang.thread_kind(thread, name, self.target.pid())),
             driver: self.code.erlang.driver(raw),
@@ -151,6 +152,11 @@ impl Recorder {
             function if function.is_vm_api() => Asked::Vm,
             _ => Asked::System,
         }
+    }
+
+    /// The stack that made `thread`, where it was made during the recording.
+    fn creator(&self, thread: Option<u32>) -> Option<Stack> {
+        Some(self.code.name(self.stacks.creator(thread?)?, None))
     }
 
     /// The frame of the allocation function itself. The walk begins at its caller, so only its name is known.
@@ -179,7 +185,7 @@ impl Recorder {
     /// The VM's carriers that lie in the largest blocks of a site.
     fn carriers(&self, totals: &SiteTotals, site: usize) -> Vec<CarrierSeen> {
         let mut seen = HashSet::new();
-        let largest: &[(u64, u64)] = if self.asked(totals) != Asked::System { &[] } else { &totals.largest };
+        let largest: &[(u64, u64)] = if self.asked(totals) == Asked::System { &totals.largest } else { &[] };
         largest
             .iter()
             .filter(|(address, size)| *size >= SMALLEST_CARRIER && seen.insert(*address))

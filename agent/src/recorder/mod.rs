@@ -255,6 +255,7 @@ impl Recorder {
                 return;
             };
             let is_mapping = header.origin == SampleOrigin::Mapping as u32;
+            let is_thread = header.origin == SampleOrigin::Thread as u32;
             let from_system_call = is_mapping && matches!(plan.mapping_calls, MappingCalls::SystemCalls { .. });
             let stack = code.unwind(target, &captured, !from_system_call);
             stacks.count(&stack);
@@ -263,13 +264,21 @@ impl Recorder {
                 return;
             }
             let id = stacks.intern(stack);
+            if is_thread {
+                stacks.created(header.sequence, id);
+                return;
+            }
             stacks.thread(id, header.thread);
             ledger.thread(id, &captured.image.command);
             ledger.sample(header, id, options.sample_interval);
         });
         for header in walked {
             let id = self.stacks.walked(header.stack, &self.session, &self.target, &mut self.ledger)?;
-            self.ledger.sample(&header, id, self.options.sample_interval);
+            if header.origin == SampleOrigin::Thread as u32 {
+                self.stacks.created(header.sequence, id);
+            } else {
+                self.ledger.sample(&header, id, self.options.sample_interval);
+            }
         }
         Ok(samples)
     }

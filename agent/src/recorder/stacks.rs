@@ -19,6 +19,8 @@ pub(super) struct StackTable {
     walked: HashMap<u64, StackId>,
     /// Thread that was first seen with each of them.
     threads: HashMap<StackId, u32>,
+    /// Stacks that made threads, by the thread.
+    creators: HashMap<u32, StackId>,
     unnamed: Vec<StackId>,
     /// Walks that were made here.
     ends: WalkCounts,
@@ -70,6 +72,18 @@ impl StackTable {
     /// Takes word of a thread that was seen with a stack.
     pub(super) fn thread(&mut self, id: StackId, thread: u32) {
         self.threads.entry(id).or_insert(thread);
+    }
+
+    /// Takes word that the stack `id` made `thread`.
+    pub(super) fn created(&mut self, thread: u64, id: StackId) {
+        if let Ok(thread) = u32::try_from(thread) {
+            self.creators.insert(thread, id);
+        }
+    }
+
+    /// The stack that made `thread`, if that was seen.
+    pub(super) fn creator(&self, thread: u32) -> Option<&RawStack> {
+        self.get(*self.creators.get(&thread)?)
     }
 
     /// The thread that was first seen with a stack.

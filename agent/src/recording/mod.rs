@@ -169,6 +169,8 @@ pub struct Site {
     pub asked: Asked,
     /// What the thread is there for that was first seen at it.
     pub thread: Option<ThreadKind>,
+    /// The stack that made this thread, where it was made during the recording.
+    pub creator: Option<Stack>,
     /// The driver for whose port the thread worked.
     pub driver: Option<String>,
     /// Threads that were seen at it, by name.

@@ -227,7 +227,8 @@ mod tests {
             "keep [leaky.so] (inlined) (536,870,912",
             "VM (50,331,648",
             "unknown (1,048,576",
-            "Erlang code [JIT] (536,870,912",
+            "MyApp.Worker.run/2 (536,870,912",
+            "Erlang code [JIT] (67,108,864",
         ] {
             assert!(titles.iter().any(|title| title.starts_with(expected)), "{expected}: {titles:#?}");
         }

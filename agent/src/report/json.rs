@@ -144,6 +144,7 @@ fn site(ranked: &RankedSite<'_>) -> Value {
         "function": responsible.map(label::function),
         "mfa": erlang.map(label::function),
         "driver": site.driver,
+        "creator": site.creator.as_ref().map(|creator| creator.frames.iter().map(frame).collect::<Vec<_>>()),
         "thread_kind": site.thread.as_ref().map(ThreadKind::role),
         "thread": site.threads.first(),
         "threads": site.threads,

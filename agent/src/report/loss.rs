@@ -26,7 +26,30 @@ pub fn effect(counter: &str) -> &'static str {
         }
         "unlocated_vm_blocks" => "blocks of the VM's functions were not followed: their outstanding bytes are too low",
         "addresses_without_readable_symbols" => "frames are shown as library and offset; bytes are right",
-        "stack_table_full" => "stacks were too many to keep: their bytes are counted without callers; totals are right",
+        "stacks_that_leave_known_code" => {
+            "stacks lead into memory that is no known code: callers may be missing; bytes are right"
+        }
+        "stacks_with_unsupported_unwind_rules" => {
+            "stacks end at code that is unwound in a way that is not followed: callers may be missing; bytes are right"
+        }
+        "stacks_too_deep" => "stacks have more native frames than are kept: the outermost are missing; bytes are right",
+        "implausible_stacks" => "stacks contradict their unwind tables: callers may be missing; bytes are right",
+        "stacks_behind_probed_returns" => {
+            "stacks end at the return of a probed function: callers are missing; bytes are right"
+        }
+        "erlang_stacks_too_deep" => {
+            "Erlang stacks have more frames than are kept: the first functions are missing; bytes are right"
+        }
+        "unreadable_erlang_stacks" | "implausible_erlang_stacks" => {
+            "Erlang processes were being changed, or could not be read: their frames are missing; bytes are right"
+        }
+        "stacks_without_erlang_frames" => "stacks have no Erlang frames; the notes say why; bytes are right",
+        "stack_table_full" | "stack_collisions" | "walkers_busy" => {
+            "stacks could not be kept in the kernel and were sampled instead: how a site divides is less certain"
+        }
+        "stacks_without_room" => {
+            "stacks were too many to keep: their bytes are counted without callers; totals are right"
+        }
         "malformed_records" => "events that could not be understood were left out",
         _ => UNKNOWN,
     }
@@ -41,7 +64,13 @@ pub fn meaning(counter: &str) -> Option<&'static str> {
         "unknown_frees" => "frees of memory from before the recording, or that the C library took for itself",
         "allocator_mappings" => "mappings that malloc made for itself; its blocks are counted instead",
         "thread_stack_bytes" => "bytes of address space mapped for the stacks of threads",
-        "stack_samples" => "stacks captured",
+        "walked_stacks" => "stacks walked",
+        "complete_stacks" => "of them to the first function of the thread or of the Erlang process",
+        "unwind_row_bytes" => "bytes of unwind tables in the kernel",
+        "walks" => "allocations whose stack was walked, each for itself",
+        "walked_frames" => "native frames of all stacks that were walked in the kernel",
+        "walk_nanoseconds" => "nanoseconds that these walks took",
+        "unwalked_allocations" => "allocations that were divided among stacks by samples, to keep to --walk-share",
         "reserved_bytes" => "bytes of address space set aside; what has become accessible counts as memory instead",
         _ => return None,
     })

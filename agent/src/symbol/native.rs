@@ -85,9 +85,9 @@ impl NativeSymbols {
         self.known.retain(|address, _| !code.contains(&address.0));
     }
 
-    /// The stack with names, below `leaf`, the allocation function. What was never looked up gets its module and offset.
-    pub fn name(&self, stack: &RawStack, leaf: Frame, mappings: &Mappings) -> Stack {
-        let mut frames = vec![leaf];
+    /// The stack with names, below `leaf`, the allocation function, where there is one. What was never looked up gets its module and offset.
+    pub fn name(&self, stack: &RawStack, leaf: Option<Frame>, mappings: &Mappings) -> Stack {
+        let mut frames: Vec<Frame> = leaf.into_iter().collect();
         for (address, lookup) in lookups(stack) {
             let plain;
             let known = if let Some(known) = self.known.get(&lookup) {
@@ -177,11 +177,11 @@ mod tests {
         ]);
         let stack = RawStack {
             addresses: vec![Address(0x2011), Address(0x9001), Address(0x5000)],
-            leaf_is_return: true,
             end: StackEnd::Jit,
+            ..RawStack::default()
         };
         let leaf = plain_frame(Address(0), None, &mappings);
-        let named = NativeSymbols::new(1, false).name(&stack, leaf, &mappings);
+        let named = NativeSymbols::new(1, false).name(&stack, Some(leaf), &mappings);
         let seen: Vec<_> =
             named.frames.iter().skip(1).map(|frame| (frame.kind, frame.module.as_deref(), frame.offset)).collect();
         assert_eq!(

@@ -1,7 +1,7 @@
 //! Where are the functions by which native code asks the VM for memory, and those that give it back?
 
 use beamscope_probe::Function;
-use object::{Object as _, ObjectSymbol as _};
+use object::{Object as _, ObjectSymbol};
 use thiserror::Error;
 
 use super::{
@@ -14,7 +14,7 @@ use super::{
 use crate::erts::alloc::functions::{FunctionsError, free_functions};
 
 /// The allocators that serve these functions (`DRV`, `NIF`, `DRV_BINARY` and `BINARY` in
-/// erts/emulator/beam/erl_alloc.types, OTP-23.2.6 to OTP-27.3.4.1).
+/// `erl_alloc.types`, OTP-23.2.6 to OTP-27.3.4.1).
 const ALLOCATORS: [&str; 2] = ["driver_alloc", "binary_alloc"];
 
 /// What was found.
@@ -69,7 +69,7 @@ pub fn carrier_requests(target: &Target) -> Result<Option<Allocator>, ModuleErro
 /// The VM's functions that it exports and that are `wanted`.
 fn exported(elf: &Elf<'_>, wanted: impl Fn(Function) -> bool) -> Vec<Located> {
     let named = |name: &[u8]| Function::ALL.into_iter().find(|function| function.name().as_bytes() == name);
-    let symbols = elf.dynamic_symbols().filter(|symbol| symbol.is_definition());
+    let symbols = elf.dynamic_symbols().filter(ObjectSymbol::is_definition);
     let found = symbols.filter_map(|symbol| {
         let function = named(symbol.name_bytes().ok()?).filter(|function| wanted(*function))?;
         located(elf, function, super::elf::ElfAddress(symbol.address()), symbol.size())

@@ -94,6 +94,18 @@ impl Registers {
         Self::read(registers)
     }
 
+    /// Of the caller of a function that has left them as the call did. `clone` and `clone3` in the C libraries are such: they
+    /// have no unwind information behind the system call, which would be wrong in the new thread.
+    #[inline(always)]
+    pub(crate) fn of_caller(self) -> Option<Self> {
+        #[cfg(bpf_target_arch = "x86_64")]
+        let instruction_pointer = super::erlang::read_word(self.stack_pointer)?;
+        #[cfg(bpf_target_arch = "aarch64")]
+        let instruction_pointer = self.link_register;
+        let stack_pointer = self.stack_pointer + RETURN_ADDRESS_BYTES;
+        Some(Self { instruction_pointer, stack_pointer, ..self })
+    }
+
     #[cfg(bpf_target_arch = "x86_64")]
     #[inline(always)]
     fn read(registers: *const pt_regs) -> Option<Self> {

@@ -76,6 +76,18 @@ pub(crate) fn of_mapping(control: &Control, sequence: u64, size: u64, registers:
     capture(control, &SampleHeader { sequence, size, origin, thread: thread(), ..SampleHeader::default() }, registers);
 }
 
+/// Captures the stack that called what makes the thread `new`. `WALK`: it is walked here.
+#[inline(always)]
+pub(crate) fn of_thread<const WALK: bool>(control: &Control, new: u32, registers: &Registers) {
+    let origin = SampleOrigin::Thread as u32;
+    let header = SampleHeader { sequence: new.into(), origin, thread: thread(), ..SampleHeader::default() };
+    let stack = if WALK { walk::stack(control, registers, true) } else { None };
+    match stack {
+        Some(stack) => send(&SampleHeader { stack, ..header }),
+        None => capture(control, &header, registers),
+    };
+}
+
 /// Whether one of the points that lie on the line of allocated bytes, at exponential distances, lies in the next
 /// `size` bytes. Each processor has a line of its own, which makes no difference to a Poisson process.
 #[inline(always)]

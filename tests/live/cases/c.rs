@@ -152,7 +152,7 @@ pub(crate) const CALLS: [Case; 20] = [
             ("mfa", None),
         ],
         creator: &[
-            "? libc.so.6!*",
+            "* libc.so.6!*",
             "* beam.smp!*",
             "stacks.so!start_thread@enif_thread_create(",
             "stacks.so!leak_thread@start_thread(&asked)",
