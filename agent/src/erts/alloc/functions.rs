@@ -116,9 +116,9 @@ fn code(view: &ProcessView) -> Vec<Range<u64>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::erts::alloc::locate::{
-        FoundBy, InstanceAt,
-        tests::{CODE, DATA, HEAP, Node},
+    use crate::erts::{
+        alloc::locate::{FoundBy, InstanceAt},
+        executable::tests::{CODE, DATA, HEAP, Node},
     };
 
     /// Two allocators, of which the second is switched off where `disabled`; the table stands at `DATA` + 64.
