@@ -2,6 +2,8 @@
 //!
 //! It fits a terminal of 100 columns. Headings are styled with ANSI sequences; who writes the text takes them out where they are not wanted.
 
+mod asked;
+
 use std::fmt::{self, Write as _};
 
 use super::{
@@ -11,7 +13,6 @@ use super::{
 };
 use crate::{
     attribute::{Class, Evidence},
-    recording::Asked,
     stack::{FrameKind, StackEnd},
 };
 
@@ -23,7 +24,6 @@ const VM_SITES: usize = 5;
 const LIBRARY: usize = 16;
 const FUNCTION: usize = 22;
 const THREAD: usize = 14;
-const BY: usize = 14;
 
 /// What of a report is shown, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,68 +164,6 @@ impl Text<'_> {
         writeln!(self.page, "Carriers hold Erlang terms and tables; they are no leak of native code.")
     }
 
-    fn carriers(&mut self) -> fmt::Result {
-        let sites = &self.report.carriers;
-        if sites.is_empty() {
-            return Ok(());
-        }
-        let shown = sites.len().min(self.options.top);
-        self.page.heading(&format!("Who asked for carriers{}", of(shown, sites.len())))?;
-        let mut table =
-            table(&["#", "asked for", "carriers", "allocator", "function", "Erlang function", "thread"], 0..3);
-        for (rank, ranked) in (1..).zip(sites.iter().take(shown)) {
-            let site = ranked.site;
-            let allocator = match &site.asked {
-                Asked::Carriers { allocator } => allocator,
-                Asked::System | Asked::Vm => "?",
-            };
-            let erlang = site.stack.frames.iter().find(|frame| frame.kind == FrameKind::Erlang);
-            table.add_row(vec![
-                rank.to_string(),
-                self.options.units.bytes(site.allocated_bytes),
-                unit::count(site.allocated_blocks),
-                label::shorten(&label::clean(allocator), LIBRARY),
-                label::shorten(&responsible(ranked).unwrap_or_else(|| "(no stack)".into()), FUNCTION),
-                label::shorten(&erlang.map(label::function).unwrap_or_default(), FUNCTION),
-                first_of(&site.threads, THREAD),
-            ]);
-        }
-        self.page.table(&table)?;
-        writeln!(
-            self.page,
-            "Each time one of the VM's allocators asked for memory, also for what was given back since."
-        )
-    }
-
-    fn vm_api(&mut self) -> fmt::Result {
-        let sites = &self.report.vm_api;
-        if sites.is_empty() {
-            return Ok(());
-        }
-        let shown = sites.len().min(self.options.top);
-        self.page.heading(&format!("What native code asked the VM for{}", of(shown, sites.len())))?;
-        let header = ["#", "outstanding", "blocks", "growth/s", "oldest", "library", "function", "by"];
-        let mut table = table(&header, 0..5);
-        for (rank, ranked) in (1..).zip(sites.iter().take(shown)) {
-            let library = match &ranked.attribution.class {
-                Class::Native { library } => library,
-                Class::Vm | Class::Unknown => "?",
-            };
-            let mut row = self.site_row(rank, ranked, library);
-            row.pop();
-            row.push(label::shorten(&ranked.site.stack.frames.first().map(label::function).unwrap_or_default(), BY));
-            table.add_row(row);
-        }
-        self.page.table(&table)?;
-        writeln!(self.page, "These blocks lie in carriers, whose bytes are counted above as the VM's.")?;
-        for (rank, ranked) in (1..).zip(sites.iter().take(STACKS.min(self.options.top))) {
-            if ranked.site.outstanding_bytes() > 0 {
-                self.stack(rank, ranked)?;
-            }
-        }
-        Ok(())
-    }
-
     fn site_row(&self, rank: usize, ranked: &RankedSite<'_>, owner: &str) -> Vec<String> {
         let units = self.options.units;
         let site = ranked.site;
@@ -336,7 +274,10 @@ fn end(end: StackEnd) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{recording::Recording, sample};
+    use crate::{
+        recording::{Asked, Recording},
+        sample,
+    };
 
     fn plain(recording: &Recording, options: Options) -> String {
         anstream::adapter::strip_str(&render(&Report::new(recording), options)).to_string()
