@@ -35,3 +35,5 @@ mod stacks;
 mod subject;
 #[path = "live/view.rs"]
 mod view;
+#[path = "live/vm_api.rs"]
+mod vm_api;

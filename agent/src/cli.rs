@@ -179,6 +179,10 @@ pub struct RecordArgs {
     /// Where stacks are walked [default: in the kernel where it can]
     #[arg(long, value_name = "ENGINE")]
     pub stack_engine: Option<EngineArg>,
+    /// Follow what native code asks the VM for as well (`enif_alloc`, `driver_alloc`, resources, binaries); each of these
+    /// calls, and each block that the VM frees, costs the node a microsecond or several
+    #[arg(long)]
+    pub vm_api: bool,
 }
 
 /// Where stacks are walked.

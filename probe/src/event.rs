@@ -2,7 +2,7 @@
 
 use bytemuck::{AnyBitPattern, NoUninit};
 
-use crate::SiteKey;
+use crate::{Return, SiteKey};
 
 /// Bytes of stack in a sample: whole pages from the one that holds the stack pointer.
 pub const STACK_BYTES: usize = 16 * 1024;
@@ -93,6 +93,8 @@ pub struct StackImage {
     pub scheduler: u32,
     /// The thread's name, padded with NUL.
     pub command: [u8; COMMAND_BYTES],
+    /// As [`Call::returns`](crate::Call::returns).
+    pub returns: [Return; 2],
 }
 
 /// What happened to the address space.
@@ -164,5 +166,5 @@ pub struct MappingEvent {
 }
 
 const _: () = assert!(size_of::<SampleHeader>() == 64);
-const _: () = assert!(size_of::<StackImage>() == 96);
+const _: () = assert!(size_of::<StackImage>() == 128);
 const _: () = assert!(size_of::<MappingEvent>() == 72);

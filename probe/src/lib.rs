@@ -14,7 +14,7 @@ pub use event::{
     COMMAND_BYTES, MappingEvent, MappingKind, STACK_BYTES, SampleHeader, SampleOrigin, StackImage, UnknownMappingKind,
     UnknownSampleOrigin,
 };
-pub use site::{Block, Call, Function, Site, SiteKey, UnknownFunction};
+pub use site::{Block, Call, Function, Return, Site, SiteKey, UnknownFunction};
 pub use stack::{
     ERLANG_WORDS, ErlangEnd, ErlangOffsets, MODULES, Module, NATIVE_FRAMES, PLACES, ROWS_PER_CHUNK, STACK_WORDS,
     Scheduler, SchedulerKind, StoredStack, UnknownErlangEnd, UnknownWalkEnd, WALK_ENDS, WalkEnd, walk_ends_index,
@@ -24,7 +24,7 @@ pub use unwind::{Row, Rule, RuleKind, UnknownRuleKind};
 use bytemuck::{AnyBitPattern, NoUninit};
 
 /// Changes whenever a type of this crate or its meaning changes. The agent refuses an object of another version.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Name of the ELF section that holds an object's [`Contract`].
 pub const CONTRACT_SECTION: &str = "beamscope.contract";
@@ -122,6 +122,8 @@ pub enum Counter {
     WalkNanoseconds,
     /// Allocations whose stack was left to byte sampling, because walking each would have taken too long.
     UnwalkedAllocations,
+    /// Blocks of the VM's interfaces for native code that were not followed because where they begin was not found.
+    UnlocatedVmBlocks,
 }
 
 impl Counter {
@@ -149,6 +151,7 @@ impl Counter {
             Self::WalkedFrames => "walked_frames",
             Self::WalkNanoseconds => "walk_nanoseconds",
             Self::UnwalkedAllocations => "unwalked_allocations",
+            Self::UnlocatedVmBlocks => "unlocated_vm_blocks",
         }
     }
 
@@ -167,7 +170,7 @@ impl Counter {
     }
 
     /// All counters, in the order of their discriminants.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::FailedAllocations,
         Self::UnknownFrees,
         Self::LiveTableFull,
@@ -189,6 +192,7 @@ impl Counter {
         Self::WalkedFrames,
         Self::WalkNanoseconds,
         Self::UnwalkedAllocations,
+        Self::UnlocatedVmBlocks,
     ];
 }
 
@@ -211,7 +215,7 @@ mod tests {
         for function in Function::ALL {
             assert_eq!(Function::try_from(function as u32), Ok(function));
         }
-        for unknown in [0, 16, u32::MAX] {
+        for unknown in [0, 30, u32::MAX] {
             assert_eq!(Function::try_from(unknown), Err(UnknownFunction(unknown)));
             assert_eq!(MappingKind::try_from(unknown), Err(UnknownMappingKind(unknown)));
             assert_eq!(SampleOrigin::try_from(unknown), Err(UnknownSampleOrigin(unknown)));

@@ -48,7 +48,13 @@ fn argument(ctx: &ProbeContext, index: usize) -> u64 {
 
 #[inline(always)]
 fn enter(ctx: &ProbeContext, function: Function, size: u64, argument: u64) -> u32 {
-    allocation::enter(&Registers::of_probe(ctx), &Request { function, size, argument });
+    allocation::enter::<false>(&Registers::of_probe(ctx), &Request { function, size, argument });
+    0
+}
+
+#[inline(always)]
+fn enter_vm(ctx: &ProbeContext, function: Function, size: u64, argument: u64) -> u32 {
+    allocation::enter::<true>(&Registers::of_probe(ctx), &Request { function, size, argument });
     0
 }
 
@@ -115,21 +121,125 @@ fn operator_new(ctx: ProbeContext) -> u32 {
 /// Return of any allocation function.
 #[uretprobe]
 fn allocated(ctx: RetProbeContext) -> u32 {
-    allocation::leave::<false>(&Registers::of_return(&ctx), ctx.ret());
+    allocation::leave::<false, false>(&Registers::of_return(&ctx), ctx.ret());
     0
 }
 
 /// As `allocated`, where the kernel has `bpf_loop`.
 #[uretprobe]
 fn allocated_walking(ctx: RetProbeContext) -> u32 {
-    allocation::leave::<true>(&Registers::of_return(&ctx), ctx.ret());
+    allocation::leave::<true, false>(&Registers::of_return(&ctx), ctx.ret());
     0
 }
 
 /// Entry of `free`.
 #[uprobe]
 fn free(ctx: ProbeContext) -> u32 {
-    allocation::free(argument(&ctx, 0));
+    allocation::free::<false>(argument(&ctx, 0));
+    0
+}
+
+/// Entry of `enif_alloc`.
+#[uprobe]
+fn enif_alloc(ctx: ProbeContext) -> u32 {
+    enter_vm(&ctx, Function::EnifAlloc, argument(&ctx, 0), 0)
+}
+
+/// Entry of `enif_realloc`.
+#[uprobe]
+fn enif_realloc(ctx: ProbeContext) -> u32 {
+    enter_vm(&ctx, Function::EnifRealloc, argument(&ctx, 1), argument(&ctx, 0))
+}
+
+/// Entry of `enif_alloc_resource`.
+#[uprobe]
+fn enif_alloc_resource(ctx: ProbeContext) -> u32 {
+    enter_vm(&ctx, Function::EnifAllocResource, argument(&ctx, 1), argument(&ctx, 0))
+}
+
+/// Entry of `enif_make_new_binary`.
+#[uprobe]
+fn enif_make_new_binary(ctx: ProbeContext) -> u32 {
+    enter_vm(&ctx, Function::EnifMakeNewBinary, argument(&ctx, 1), 0)
+}
+
+/// Entry of `enif_alloc_binary`.
+#[uprobe]
+fn enif_alloc_binary(ctx: ProbeContext) -> u32 {
+    enter_vm(&ctx, Function::EnifAllocBinary, argument(&ctx, 0), argument(&ctx, 1))
+}
+
+/// Entry of `enif_realloc_binary`.
+#[uprobe]
+fn enif_realloc_binary(ctx: ProbeContext) -> u32 {
+    enter_vm(&ctx, Function::EnifReallocBinary, argument(&ctx, 1), argument(&ctx, 0))
+}
+
+/// Entry of `driver_alloc`.
+#[uprobe]
+fn driver_alloc(ctx: ProbeContext) -> u32 {
+    enter_vm(&ctx, Function::DriverAlloc, argument(&ctx, 0), 0)
+}
+
+/// Entry of `driver_realloc`.
+#[uprobe]
+fn driver_realloc(ctx: ProbeContext) -> u32 {
+    enter_vm(&ctx, Function::DriverRealloc, argument(&ctx, 1), argument(&ctx, 0))
+}
+
+/// Entry of `driver_alloc_binary`.
+#[uprobe]
+fn driver_alloc_binary(ctx: ProbeContext) -> u32 {
+    enter_vm(&ctx, Function::DriverAllocBinary, argument(&ctx, 0), 0)
+}
+
+/// Entry of `driver_realloc_binary`.
+#[uprobe]
+fn driver_realloc_binary(ctx: ProbeContext) -> u32 {
+    enter_vm(&ctx, Function::DriverReallocBinary, argument(&ctx, 1), argument(&ctx, 0))
+}
+
+/// Return of any of the VM's functions.
+#[uretprobe]
+fn vm_allocated(ctx: RetProbeContext) -> u32 {
+    allocation::leave::<false, true>(&Registers::of_return(&ctx), ctx.ret());
+    0
+}
+
+/// As `vm_allocated`, where the kernel has `bpf_loop`.
+#[uretprobe]
+fn vm_allocated_walking(ctx: RetProbeContext) -> u32 {
+    allocation::leave::<true, true>(&Registers::of_return(&ctx), ctx.ret());
+    0
+}
+
+/// Entry of what the VM's allocators free blocks with.
+#[uprobe]
+fn vm_free(ctx: ProbeContext) -> u32 {
+    allocation::free::<true>(argument(&ctx, 2));
+    0
+}
+
+/// Entry of `enif_free` and `driver_free`, where what they call is not found.
+#[uprobe]
+fn vm_api_free(ctx: ProbeContext) -> u32 {
+    allocation::free::<true>(argument(&ctx, 0));
+    0
+}
+
+/// Entry of `erts_mseg_alloc_opt`.
+#[uprobe]
+fn carrier_requested(ctx: ProbeContext) -> u32 {
+    let size = argument(&ctx, 1) as *const u64;
+    allocation::request_carrier::<false>(&Registers::of_probe(&ctx), argument(&ctx, 0), size);
+    0
+}
+
+/// As `carrier_requested`, where the kernel has `bpf_loop`.
+#[uprobe]
+fn carrier_requested_walking(ctx: ProbeContext) -> u32 {
+    let size = argument(&ctx, 1) as *const u64;
+    allocation::request_carrier::<true>(&Registers::of_probe(&ctx), argument(&ctx, 0), size);
     0
 }
 

@@ -1,6 +1,6 @@
 //! Where memory is asked for, and what is held of it: the keys and values of the hash maps.
 
-use bytemuck::{AnyBitPattern, NoUninit};
+use bytemuck::{AnyBitPattern, NoUninit, Pod, Zeroable};
 
 /// A function or system call that the probe follows.
 #[repr(u32)]
@@ -36,11 +36,41 @@ pub enum Function {
     Brk,
     /// The `operator new` of an allocator that has its own: its first parameter is the size
     OperatorNew,
+    /// The VM's `enif_alloc(size)` (`erl_nif.c`, OTP-23.2.6 to OTP-27.3.4.1, as the next ones)
+    EnifAlloc,
+    /// `enif_realloc(address, size)`
+    EnifRealloc,
+    /// `enif_alloc_resource(type, size)`
+    EnifAllocResource,
+    /// `enif_make_new_binary(environment, size, term)`
+    EnifMakeNewBinary,
+    /// `enif_alloc_binary(size, binary)`
+    EnifAllocBinary,
+    /// `enif_realloc_binary(binary, size)`
+    EnifReallocBinary,
+    /// `enif_free(address)`
+    EnifFree,
+    /// The VM's `driver_alloc(size)` (`io.c`, same releases, as the next ones)
+    DriverAlloc,
+    /// `driver_realloc(address, size)`
+    DriverRealloc,
+    /// `driver_alloc_binary(size)`
+    DriverAllocBinary,
+    /// `driver_realloc_binary(binary, size)`
+    DriverReallocBinary,
+    /// `driver_free(address)`
+    DriverFree,
+    /// What the VM's allocators free a block with: `free(type, extra, address)` in `ErtsAllocatorFunctions_t`
+    /// (`erl_alloc.h`, same releases)
+    VmFree,
+    /// `erts_mseg_alloc_opt(allocator, size, flags, options)`, which asks for a carrier
+    /// (`erl_mseg.c`, same releases)
+    MsegAlloc,
 }
 
 impl Function {
     /// All functions, in the order of their discriminants.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 29] = [
         Self::Malloc,
         Self::Calloc,
         Self::Realloc,
@@ -56,7 +86,26 @@ impl Function {
         Self::Mremap,
         Self::Brk,
         Self::OperatorNew,
+        Self::EnifAlloc,
+        Self::EnifRealloc,
+        Self::EnifAllocResource,
+        Self::EnifMakeNewBinary,
+        Self::EnifAllocBinary,
+        Self::EnifReallocBinary,
+        Self::EnifFree,
+        Self::DriverAlloc,
+        Self::DriverRealloc,
+        Self::DriverAllocBinary,
+        Self::DriverReallocBinary,
+        Self::DriverFree,
+        Self::VmFree,
+        Self::MsegAlloc,
     ];
+
+    /// Whether it serves native code from the VM's allocators, or frees what they served.
+    pub const fn is_vm_api(self) -> bool {
+        self as u32 >= Self::EnifAlloc as u32 && self as u32 <= Self::VmFree as u32
+    }
 
     /// The name of its C symbol.
     pub const fn name(self) -> &'static str {
@@ -76,6 +125,20 @@ impl Function {
             Self::Mremap => "mremap",
             Self::Brk => "brk",
             Self::OperatorNew => "operator new",
+            Self::EnifAlloc => "enif_alloc",
+            Self::EnifRealloc => "enif_realloc",
+            Self::EnifAllocResource => "enif_alloc_resource",
+            Self::EnifMakeNewBinary => "enif_make_new_binary",
+            Self::EnifAllocBinary => "enif_alloc_binary",
+            Self::EnifReallocBinary => "enif_realloc_binary",
+            Self::EnifFree => "enif_free",
+            Self::DriverAlloc => "driver_alloc",
+            Self::DriverRealloc => "driver_realloc",
+            Self::DriverAllocBinary => "driver_alloc_binary",
+            Self::DriverReallocBinary => "driver_realloc_binary",
+            Self::DriverFree => "driver_free",
+            Self::VmFree => "what the VM frees blocks with",
+            Self::MsegAlloc => "erts_mseg_alloc_opt",
         }
     }
 }
@@ -104,7 +167,7 @@ pub struct SiteKey {
     pub caller: u64,
     /// Stack pointer after the return. 0: all stack heights of `caller`. Of a stack: 0.
     pub stack_pointer: u64,
-    /// The [`Function`] that was called.
+    /// The [`Function`] that was called; for [`Function::MsegAlloc`] with the allocator's number in the upper half.
     pub function: u32,
     /// 1 for a stack.
     pub is_stack: u32,
@@ -126,7 +189,19 @@ pub struct Site {
     pub introductions: u64,
 }
 
-/// A live block: value of the `LIVE` map, whose key is the block's address.
+impl SiteKey {
+    /// The [`Function`] that was called.
+    pub const fn function(&self) -> u32 {
+        self.function & 0xffff
+    }
+
+    /// The number of the allocator that the call was for (`ERTS_ALC_A_…`); 0 where it was for none.
+    pub const fn allocator(&self) -> u32 {
+        self.function >> 16
+    }
+}
+
+/// A live block: value of the maps `LIVE` and `VM_LIVE`, whose key is the block's address.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, NoUninit, AnyBitPattern)]
 pub struct Block {
@@ -138,8 +213,8 @@ pub struct Block {
     pub site: SiteKey,
 }
 
-/// An allocation function that has been entered and has not returned: value of the `CALLS` map, whose key is the
-/// thread id.
+/// An allocation function that has been entered and has not returned: value of the maps `CALLS` and `VM_CALLS`, whose
+/// key is the thread id.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, NoUninit, AnyBitPattern)]
 pub struct Call {
@@ -151,13 +226,28 @@ pub struct Call {
     pub argument: u64,
     /// The block that `realloc` was given, where it is followed.
     pub replaced: Block,
+    /// Its address.
+    pub replaced_at: u64,
+    /// In `VM_CALLS`: the caller, and that of a function nested in this one, since the kernel's trampoline is where a
+    /// walk of the stack would look for them.
+    pub returns: [Return; 2],
     /// The [`Function`], or 0 between calls.
     pub function: u32,
     /// Keeps the size a multiple of 8.
     pub reserved: u32,
 }
 
+/// Where a function whose return is probed returns to.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Return {
+    /// Stack pointer after the return. 0: no such function.
+    pub stack_pointer: u64,
+    /// Return address.
+    pub address: u64,
+}
+
 const _: () = assert!(size_of::<SiteKey>() == 24);
 const _: () = assert!(size_of::<Site>() == 40);
 const _: () = assert!(size_of::<Block>() == 40);
-const _: () = assert!(size_of::<Call>() == 72);
+const _: () = assert!(size_of::<Call>() == 112);

@@ -6,7 +6,7 @@ use beamscope::{
     erts::thread::ThreadKind,
     ledger::{Series, Survivors},
     mapping::{Address, Mappings},
-    recording::{CarrierSeen, Emulator, Ended, Interval, Mode, Node, Probe, Recording, Site, Snapshot},
+    recording::{Asked, CarrierSeen, Emulator, Ended, Interval, Mode, Node, Probe, Recording, Site, Snapshot},
     stack::{Frame, FrameKind, Stack, StackEnd},
 };
 
@@ -178,6 +178,7 @@ fn site(frames: Vec<Frame>, end: StackEnd, threads: &[&str], figures: Figures) -
     outstanding.push(SECONDS, allocated_bytes - freed_bytes);
     Site {
         stack: Stack { frames, end },
+        asked: Asked::System,
         thread: threads.first().map(|name| kind(name)),
         creator: None,
         driver: None,

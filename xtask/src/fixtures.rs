@@ -51,8 +51,12 @@ pub(crate) const DEMO: Set = Set {
 
 /// The benchmark's.
 pub(crate) const BENCH: Set = Set {
-    libraries: &[Library { name: "bench", language: Language::C }, Library { name: "leaky", language: Language::C }],
-    modules: &["node_control", "bench", "leaky", "allocators", "allocator_recon"],
+    libraries: &[
+        Library { name: "bench", language: Language::C },
+        Library { name: "leaky", language: Language::C },
+        Library { name: "vm_api", language: Language::C },
+    ],
+    modules: &["node_control", "bench", "leaky", "allocators", "allocator_recon", "vm_api"],
 };
 
 /// What brings allocators and code of a node into a known state: needs no C compiler.
@@ -89,8 +93,9 @@ const LEAKS: Set = Set {
         Library { name: "leaky_cpp", language: Language::Cpp },
         Library { name: "thumbnails", language: Language::C },
         Library { name: "bench", language: Language::C },
+        Library { name: "vm_api", language: Language::C },
     ],
-    modules: &["node_control", "leaky", "leaky_cpp", "thumbnails", "bench"],
+    modules: &["node_control", "leaky", "leaky_cpp", "thumbnails", "bench", "vm_api"],
 };
 
 /// Everything in `tests/nodes`.

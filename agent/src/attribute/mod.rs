@@ -11,7 +11,7 @@ use std::{cmp::Reverse, collections::BTreeMap};
 
 use crate::{
     erts::code,
-    recording::{CarrierSeen, Site},
+    recording::{Asked, CarrierSeen, Site},
     stack::{Frame, FrameKind, Stack, StackEnd},
 };
 
@@ -67,6 +67,11 @@ pub enum Evidence {
 
 /// Says whose the memory of `site` is. `carriers` are those that were found in its blocks and mappings.
 pub fn attribute(site: &Site, carriers: &[&CarrierSeen]) -> Attribution {
+    match site.asked {
+        Asked::System => {}
+        Asked::Vm => return asked_of_vm(&site.stack),
+        Asked::Carriers { .. } => return asked_for_carrier(&site.stack.frames),
+    }
     let mut attribution = by_stack(&site.stack);
     let Some(found) = carrier_evidence(carriers) else {
         return attribution;
@@ -98,6 +103,42 @@ fn carrier_evidence(carriers: &[&CarrierSeen]) -> Option<Evidence> {
     allocators.sort_by_key(|(_, bytes)| Reverse(*bytes));
     let allocators = allocators.into_iter().map(|(allocator, _)| allocator.to_owned()).collect();
     (!carriers.is_empty()).then_some(Evidence::Carriers { count: carriers.len(), bytes, allocators })
+}
+
+/// What the allocator was asked by: the first named function of native code behind the last one of the allocators'. Those
+/// between two of these have no names where the VM does not export them.
+fn asked_for_carrier(frames: &[Frame]) -> Attribution {
+    let is_allocator = |frame: &Frame| frame.function.as_deref().is_some_and(code::is_allocator_function);
+    let last = frames.iter().rposition(is_allocator);
+    let mut behind = frames.iter().enumerate().skip(last.map_or(1, |last| last.saturating_add(1)));
+    let named = behind.find(|(_, frame)| native_module(frame).is_some() && frame.function.is_some());
+    Attribution {
+        class: Class::Vm,
+        responsible: named.map(|(index, _)| index).or(last),
+        via: None,
+        evidence: last.map(Evidence::AllocatorFunction).into_iter().collect(),
+    }
+}
+
+/// Who called a function of the VM's: the first frame that lies in no file of the VM's and is no wrapper.
+fn asked_of_vm(stack: &Stack) -> Attribution {
+    let native = stack
+        .frames
+        .iter()
+        .enumerate()
+        .skip(1)
+        .filter_map(|(index, frame)| Some((index, frame, native_module(frame)?)));
+    let mut outside = native.filter(|(_, frame, module)| !code::is_emulator(module) && !is_wrapper(frame)).peekable();
+    let Some((first, _, library)) = outside.peek().copied() else { return by_stack(stack) };
+    let inside = outside.take_while(|(_, _, module)| *module == library);
+    let responsible =
+        inside.filter(|(_, frame, _)| !wrapper::is_wrapper_function(frame)).map(|(index, ..)| index).next();
+    Attribution {
+        class: Class::Native { library: library.into() },
+        responsible: responsible.or(Some(first)),
+        via: nif_below(&stack.frames, first).filter(|via| *via != library).map(Into::into),
+        evidence: vec![Evidence::Frame(first)],
+    }
 }
 
 fn by_stack(stack: &Stack) -> Attribution {

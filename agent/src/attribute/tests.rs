@@ -9,6 +9,7 @@ use crate::{
 fn site(frames: &[Frame], end: StackEnd) -> Site {
     Site {
         stack: Stack { frames: frames.to_vec(), end },
+        asked: Asked::System,
         thread: None,
         creator: None,
         driver: None,

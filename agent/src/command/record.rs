@@ -37,6 +37,7 @@ pub(super) fn run(args: &RecordArgs, common: Common) -> anyhow::Result<()> {
         no_tracepoints: args.no_tracepoints,
         stack_engine: args.stack_engine.map(Into::into),
         walk_share: args.walk_share,
+        vm_api: args.vm_api,
     };
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the event loop")?;

@@ -154,9 +154,12 @@ impl AttachPlan {
                     dear.push(located.function.name());
                 }
                 let on_return = programs.on_return.map(|program| engine.program(program));
-                for program in [on_return, Some(programs.on_entry)].into_iter().flatten() {
+                for program in [on_return, Some(engine.program(programs.on_entry))].into_iter().flatten() {
                     points.push(point(program, allocator, located, placement, &name));
                 }
+            }
+            if allocator.functions.iter().any(|located| located.function.is_vm_api()) {
+                notes.push(VM_API_COST.to_owned());
             }
             if !dear.is_empty() {
                 notes.push(format!(
@@ -168,24 +171,31 @@ impl AttachPlan {
             }
         }
         // Returns before entries: a call whose return is missed would look as if it never ended.
-        points.sort_by_key(|point| !RETURNS.iter().flatten().any(|program| *program == point.program));
+        points.sort_by_key(|point| !WITH_STACKS.iter().flatten().any(|program| *program == point.program));
         let target = if matches!(mapping_calls, MappingCalls::SystemCalls { .. }) { target } else { 0 };
         Self { points, mapping_calls, engine, target, notes }
     }
 }
 
+/// Said where the VM's own functions are followed. Measured by `cargo xtask bench --only vm_api` with OTP 25.2.3.
+const VM_API_COST: &str = "--vm-api: each call of the VM's functions for native code costs the node some microseconds \
+                           more, up to 14 where the kernel cannot emulate their first instruction, and each block that \
+                           the VM frees, also for itself, one";
+
 /// Programs that need stacks, by the engine.
-const RETURNS: [[&str; 2]; 4] = [
+const WITH_STACKS: [[&str; 2]; 6] = [
     ["allocated", "allocated_walking"],
+    ["vm_allocated", "vm_allocated_walking"],
     ["mapped", "mapped_walking"],
     ["sys_exit", "sys_exit_walking"],
+    ["carrier_requested", "carrier_requested_walking"],
     ["task_newtask", "task_newtask_walking"],
 ];
 
 impl StackEngine {
     /// The program that does what `program` does, with this engine.
     pub fn program(self, program: &'static str) -> &'static str {
-        let of_engine = RETURNS.iter().find(|[images, _]| *images == program).map(|[images, kernel]| match self {
+        let of_engine = WITH_STACKS.iter().find(|[images, _]| *images == program).map(|[images, kernel]| match self {
             Self::Images => *images,
             Self::Kernel => *kernel,
         });
@@ -205,12 +215,28 @@ fn programs(function: Function) -> Programs {
         Function::Malloc | Function::Valloc | Function::Pvalloc | Function::OperatorNew => (Some("allocated"), 1),
         Function::Calloc | Function::Realloc | Function::AlignedAlloc | Function::Memalign => (Some("allocated"), 2),
         Function::Reallocarray | Function::PosixMemalign => (Some("allocated"), 3),
-        Function::Free => (None, 1),
+        Function::Free | Function::EnifFree | Function::DriverFree => (None, 1),
         Function::Brk => (Some("mapped"), 1),
         Function::Munmap => (Some("mapped"), 2),
         Function::Mmap | Function::Mremap => (Some("mapped"), 4),
+        Function::EnifAlloc | Function::DriverAlloc | Function::DriverAllocBinary => (Some("vm_allocated"), 1),
+        Function::EnifRealloc
+        | Function::EnifAllocResource
+        | Function::EnifMakeNewBinary
+        | Function::EnifAllocBinary
+        | Function::EnifReallocBinary
+        | Function::DriverRealloc
+        | Function::DriverReallocBinary => (Some("vm_allocated"), 2),
+        Function::VmFree => (None, 3),
+        Function::MsegAlloc => (None, 4),
     };
-    let on_entry = if function == Function::OperatorNew { "operator_new" } else { function.name() };
+    let on_entry = match function {
+        Function::OperatorNew => "operator_new",
+        Function::EnifFree | Function::DriverFree => "vm_api_free",
+        Function::VmFree => "vm_free",
+        Function::MsegAlloc => "carrier_requested",
+        _ => function.name(),
+    };
     Programs { on_entry, on_return, arguments }
 }
 

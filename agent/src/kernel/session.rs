@@ -45,6 +45,8 @@ pub struct Settings {
     pub row_chunks: u32,
     /// Share of each processor's time that walking the stack of every allocation may take.
     pub walk_share: f64,
+    /// Whether blocks of the VM's own functions are followed, as many as others.
+    pub vm_api: bool,
 }
 
 /// Stacks that are captured for each site before sampling decides alone: one more than the two that show whether a
@@ -120,6 +122,7 @@ pub struct Session {
     counters: PerCpuArray<MapData, u64>,
     sites: HashMap<MapData, Wire<SiteKey>, Wire<Site>>,
     live: HashMap<MapData, u64, Wire<Block>>,
+    vm_live: HashMap<MapData, u64, Wire<Block>>,
     samples: RingBuf<MapData>,
     mappings: RingBuf<MapData>,
     new_stacks: RingBuf<MapData>,
@@ -147,9 +150,13 @@ impl Session {
         object::check(object::PREBUILT, object::HOST)?;
         let processors = aya::util::nr_cpus().map_err(|(_, error)| SessionError::Processors(error))?;
         let processors = u32::try_from(processors).unwrap_or(u32::MAX);
+        let calls = CALLS.max(processors.saturating_mul(CALLS_PER_PROCESSOR));
+        let (vm_calls, vm_live) = if settings.vm_api { (calls, settings.live_blocks) } else { (1, 1) };
         let mut ebpf = EbpfLoader::new()
             .map_max_entries("LIVE", settings.live_blocks)
-            .map_max_entries("CALLS", CALLS.max(processors.saturating_mul(CALLS_PER_PROCESSOR)))
+            .map_max_entries("VM_LIVE", vm_live)
+            .map_max_entries("CALLS", calls)
+            .map_max_entries("VM_CALLS", vm_calls)
             .map_max_entries("ROWS", settings.row_chunks.max(1))
             .load(object::PREBUILT)
             .map_err(SessionError::Load)?;
@@ -172,6 +179,7 @@ impl Session {
             counters: take(&mut ebpf, "COUNTERS")?,
             sites: take(&mut ebpf, "SITES")?,
             live: take(&mut ebpf, "LIVE")?,
+            vm_live: take(&mut ebpf, "VM_LIVE")?,
             samples: take(&mut ebpf, "SAMPLES")?,
             mappings: take(&mut ebpf, "MAPPINGS")?,
             new_stacks: take(&mut ebpf, "NEW_STACKS")?,
@@ -210,8 +218,17 @@ impl Session {
         self.control.set(0, Wire(self.settings), 0).map_err(in_map("CONTROL"))
     }
 
-    /// Makes code known to the stack walk; `jit` is where the VM's code at run time lies.
-    pub fn publish(&mut self, update: &Update<'_>, jit: &Range<u64>) -> Result<(), SessionError> {
+    /// Makes known where the VM's code at run time lies.
+    pub fn set_code(&mut self, jit: &Range<u64>) -> Result<(), SessionError> {
+        if (self.settings.code_start, self.settings.code_end) == (jit.start, jit.end) {
+            return Ok(());
+        }
+        (self.settings.code_start, self.settings.code_end) = (jit.start, jit.end);
+        self.write_settings()
+    }
+
+    /// Makes code known to the stack walk.
+    pub fn publish(&mut self, update: &Update<'_>) -> Result<(), SessionError> {
         let Update { chunks, rules: (first_rule, rules), first_module, modules, in_use } = update;
         for (at, rows) in chunks {
             let mut chunk = [Row::default(); ROWS_PER_CHUNK];
@@ -225,7 +242,6 @@ impl Session {
             self.modules.set(index, Wire(*module), 0).map_err(in_map("MODULE_TABLE"))?;
         }
         self.settings.modules = *in_use;
-        (self.settings.code_start, self.settings.code_end) = (jit.start, jit.end);
         self.write_settings()
     }
 
@@ -341,9 +357,11 @@ impl Session {
         Ok(())
     }
 
-    /// The live blocks: address and block. Complete only after [`Session::stop`].
+    /// The live blocks, those of the VM's functions last: address and block. Complete only after [`Session::stop`].
     pub fn live_blocks(&self) -> impl Iterator<Item = Result<(u64, Block), SessionError>> + '_ {
-        self.live.iter().map(|entry| entry.map(|(address, block)| (address, block.0)).map_err(in_map("LIVE")))
+        let of_libc = self.live.iter().map(|entry| entry.map_err(in_map("LIVE")));
+        let of_vm = self.vm_live.iter().map(|entry| entry.map_err(in_map("VM_LIVE")));
+        of_libc.chain(of_vm).map(|entry| entry.map(|(address, block)| (address, block.0)))
     }
 
     /// A counter, summed over the processors.

@@ -151,6 +151,7 @@ impl KeyLedger {
             let share = if sum == 0 { 1.0 / left_bytes.len() as f64 } else { of(&left_bytes) as f64 / sum as f64 };
             sites.push(SiteTotals {
                 function,
+                allocator: 0,
                 stack: *stack,
                 threads: Vec::new(),
                 totals: Totals {

@@ -27,6 +27,8 @@ use crate::mapping::Mappings;
 pub struct SiteTotals {
     /// Which function was called.
     pub function: Function,
+    /// Number of the allocator that it was called for; 0 where it was for none.
+    pub allocator: u32,
     /// The stack behind the call.
     pub stack: StackId,
     /// Threads that were seen at it, sorted.
@@ -182,20 +184,21 @@ impl Ledger {
             let at = block.allocated_at.saturating_sub(self.start) as f64 / 1e9;
             self.keys.entry(block.site).or_default().survive(address, &block, at, seconds);
         }
-        let mut sites: BTreeMap<(Function, StackId), SiteTotals> = BTreeMap::new();
+        let mut sites: BTreeMap<(Function, u32, StackId), SiteTotals> = BTreeMap::new();
         let mut parts = self.ranges.close(seconds, || missing(&SiteKey::default()));
         for (key, ledger) in self.keys {
-            let function = Function::try_from(key.function).unwrap_or(Function::Malloc);
+            let function = Function::try_from(key.function()).unwrap_or(Function::Malloc);
             let place = match key {
                 SiteKey { is_stack: 1, .. } => Place::Stack,
                 SiteKey { caller: 0, .. } | SiteKey { stack_pointer: 0, .. } => Place::Several,
                 _ => Place::Caller,
             };
-            parts.extend(ledger.close(function, place, || missing(&key)));
+            let closed = ledger.close(function, place, || missing(&key));
+            parts.extend(closed.into_iter().map(|part| SiteTotals { allocator: key.allocator(), ..part }));
         }
         for mut part in parts {
             part.threads = self.threads.get(&part.stack).cloned().unwrap_or_default();
-            match sites.entry((part.function, part.stack)) {
+            match sites.entry((part.function, part.allocator, part.stack)) {
                 std::collections::btree_map::Entry::Vacant(entry) => {
                     entry.insert(part);
                 }

@@ -225,7 +225,17 @@ impl RangeLedger {
                 let (survivors, mut largest) = held.remove(&(function, stack)).unwrap_or_default();
                 keep_largest(&mut largest);
                 let outstanding = self.outstanding.remove(&(function, stack)).unwrap_or_default();
-                SiteTotals { function, stack, threads: Vec::new(), totals, outstanding, survivors, largest, exact }
+                SiteTotals {
+                    function,
+                    allocator: 0,
+                    stack,
+                    threads: Vec::new(),
+                    totals,
+                    outstanding,
+                    survivors,
+                    largest,
+                    exact,
+                }
             })
             .collect()
     }

@@ -141,9 +141,9 @@ impl Code {
     /// Tells the kernel what has changed.
     pub(super) fn publish(&mut self, session: &mut Session) -> anyhow::Result<()> {
         if let Some(update) = self.walker.modules().and_then(Modules::update) {
-            session.publish(&update, &self.jit)?;
+            session.publish(&update)?;
         }
-        Ok(())
+        Ok(session.set_code(&self.jit)?)
     }
 
     /// Reads the mappings, and the tables of files that are new.

@@ -1,11 +1,12 @@
 //! What is known of the Erlang side of a node: found and proven at attach, and kept up to date.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use beamscope_probe::{self as probe, ErlangEnd, ErlangOffsets};
 
 use crate::{
     erts::{
+        alloc::functions,
         atom::AtomTable,
         code,
         jit::{CodeTable, CodeTableError},
@@ -45,6 +46,8 @@ pub(super) struct Erlang {
     ports: Option<ElementTable>,
     /// The driver in a library, by the library's path.
     of_library: HashMap<String, Option<String>>,
+    /// Names of the VM's allocators, by number.
+    allocators: BTreeMap<u32, String>,
     /// How the process looked at attach.
     view: ProcessView,
     /// What is not known, and why, one sentence each.
@@ -99,7 +102,9 @@ impl Erlang {
         let unknown = |thread: &NamedThread| format!("what runs on {} ({}) is not known", thread.name, thread.tid);
         missing.extend(unproven.iter().map(unknown));
         let names = ErlangNames::new(table, atoms);
+        let allocators = functions::names(&view, &memory);
         Ok(Self {
+            allocators,
             names,
             offsets,
             schedulers,
@@ -109,6 +114,11 @@ impl Erlang {
             view,
             missing,
         })
+    }
+
+    /// The name of the allocator of this number, or the number.
+    pub(super) fn allocator(&self, number: u32) -> String {
+        self.allocators.get(&number).cloned().unwrap_or_else(|| format!("allocator {number}"))
     }
 
     /// Where the kernel finds things.

@@ -11,7 +11,7 @@ use crate::{
     kernel::plan::{MappingCalls, is_mapping_call},
     ledger::{Ledger, SiteTotals},
     mapping::Address,
-    recording::{CarrierSeen, Ended, Interval, Mode, Probe, Recording, Site},
+    recording::{Asked, CarrierSeen, Ended, Interval, Mode, Probe, Recording, Site},
     stack::{Frame, FrameKind, KERNEL_MODULE, Stack, raw::RawStack},
     target::allocator::Allocator,
 };
@@ -61,8 +61,9 @@ impl Recorder {
             sites.push(self.site(totals)?);
         }
         let ends = self.stacks.ends(&self.session)?;
-        let freed: u64 = sites.iter().map(|site| site.freed_blocks).sum();
-        let allocated: u64 = sites.iter().map(|site| site.allocated_blocks).sum();
+        let of_system = || sites.iter().filter(|site: &&Site| site.asked == Asked::System);
+        let freed: u64 = of_system().map(|site| site.freed_blocks).sum();
+        let allocated: u64 = of_system().map(|site| site.allocated_blocks).sum();
         let mut losses = BTreeMap::new();
         let mut counts = BTreeMap::from([
             ("allocated_blocks".to_owned(), allocated),
@@ -131,6 +132,7 @@ impl Recorder {
         Ok(Site {
             stack: self.code.name(raw, Some(self.leaf(totals.function))),
             creator: self.creator(thread),
+            asked: self.asked(&totals),
             thread: name.map(|name| self.code.erlang.thread_kind(thread, name, self.target.pid())),
             driver: self.code.erlang.driver(raw, &self.code.mappings),
             threads: totals.threads,
@@ -144,6 +146,14 @@ impl Recorder {
         })
     }
 
+    fn asked(&self, totals: &SiteTotals) -> Asked {
+        match totals.function {
+            Function::MsegAlloc => Asked::Carriers { allocator: self.code.erlang.allocator(totals.allocator) },
+            function if function.is_vm_api() => Asked::Vm,
+            _ => Asked::System,
+        }
+    }
+
     /// The stack that made `thread`, where it was made during the recording.
     fn creator(&self, thread: Option<u32>) -> Option<Stack> {
         Some(self.code.name(self.stacks.creator(thread?)?, None))
@@ -151,7 +161,9 @@ impl Recorder {
 
     /// The frame of the allocation function itself. The walk begins at its caller, so only its name is known.
     fn leaf(&self, function: Function) -> Frame {
-        let module = if is_mapping_call(function) && self.plan.mapping_calls != MappingCalls::Functions {
+        let module = if function.is_vm_api() || function == Function::MsegAlloc {
+            Some(self.target.beam().name().to_owned())
+        } else if is_mapping_call(function) && self.plan.mapping_calls != MappingCalls::Functions {
             Some(KERNEL_MODULE.to_owned())
         } else {
             let serves =
@@ -173,8 +185,8 @@ impl Recorder {
     /// The VM's carriers that lie in the largest blocks of a site.
     fn carriers(&self, totals: &SiteTotals, site: usize) -> Vec<CarrierSeen> {
         let mut seen = HashSet::new();
-        totals
-            .largest
+        let largest: &[(u64, u64)] = if self.asked(totals) == Asked::System { &totals.largest } else { &[] };
+        largest
             .iter()
             .filter(|(address, size)| *size >= SMALLEST_CARRIER && seen.insert(*address))
             .filter_map(|(address, size)| carrier::find(Address(*address), *size, self.target.memory()))

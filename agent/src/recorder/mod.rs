@@ -29,6 +29,7 @@ use crate::{
     target::{
         allocator::{self, Allocator, Allocators, Located},
         process::Target,
+        vm_api::{self, VmApi},
     },
 };
 use code::Code;
@@ -48,6 +49,8 @@ pub struct Options {
     pub stack_engine: Option<StackEngine>,
     /// Share of each processor's time that walking the stack of every allocation may take.
     pub walk_share: f64,
+    /// Follows what native code asks the VM for as well.
+    pub vm_api: bool,
 }
 
 impl Default for Options {
@@ -58,6 +61,7 @@ impl Default for Options {
             no_tracepoints: false,
             stack_engine: None,
             walk_share: 0.1,
+            vm_api: false,
         }
     }
 }
@@ -67,6 +71,13 @@ const RECORDS_AT_ONCE: usize = 4096;
 
 /// How often new names are looked up: often enough to have them when the node exits.
 const LEARN_EVERY: Duration = Duration::from_millis(250);
+
+/// Said of what is known of who asked for carriers.
+const CARRIERS_REQUESTED: &str = "carriers are counted where the VM's allocators ask for them (erts_mseg_alloc_opt), also \
+                                  those that come from memory it keeps for use again; those from malloc are not";
+const CARRIERS_SEEN: &str = "the VM does not export where its allocators ask for carriers: they are found in the memory \
+                             that was mapped or allocated during the recording, so that one from memory which the VM \
+                             had kept is not seen";
 
 /// A recording in progress.
 #[derive(Debug)]
@@ -110,9 +121,22 @@ impl Recorder {
         } else {
             SystemCallTracing::of(features)
         };
-        let (engine, note) = StackEngine::of(features, options.stack_engine);
-        let mut plan = AttachPlan::new(object::HOST, &allocators, &tracing, engine, target.pid());
-        plan.notes.extend(note);
+        let (engine, engine_note) = StackEngine::of(features, options.stack_engine);
+        let mut probed = allocators.clone();
+        if options.vm_api {
+            let VmApi { functions, unseen } =
+                vm_api::find(&target).context("cannot follow what native code asks the VM for")?;
+            probed.push(functions);
+            defects.extend(unseen.map(|error| {
+                format!("--vm-api: binaries and resources that the VM frees are not seen, so they count as outstanding: {error}")
+            }));
+        }
+        let requests = vm_api::carrier_requests(&target).context("cannot read the VM's executable")?;
+        let note = if requests.is_some() { CARRIERS_REQUESTED } else { CARRIERS_SEEN };
+        probed.extend(requests);
+        let mut plan = AttachPlan::new(object::HOST, &probed, &tracing, engine, target.pid());
+        plan.notes.extend(engine_note);
+        plan.notes.push(note.to_owned());
         let through_map_files = features.capabilities.clone().is_ok_and(Capabilities::can_open_mapped_files);
         let mut code = Code::new(&target, through_map_files, engine)?;
         plan.notes.append(&mut code.erlang.missing);
@@ -125,6 +149,7 @@ impl Recorder {
             heap_end,
             row_chunks: code.row_chunks(),
             walk_share: options.walk_share,
+            vm_api: options.vm_api,
         };
         let mut session = Session::attach(&plan, pid, &settings)
             .with_context(|| format!("cannot follow the allocations of process {pid}"))?;

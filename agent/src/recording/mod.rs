@@ -164,6 +164,9 @@ pub struct Snapshot {
 pub struct Site {
     /// The stack; its first frame is the allocation function.
     pub stack: Stack,
+    /// Who was asked.
+    #[serde(default)]
+    pub asked: Asked,
     /// What the thread is there for that was first seen at it.
     pub thread: Option<ThreadKind>,
     /// The stack that made this thread, where it was made during the recording.
@@ -186,6 +189,23 @@ pub struct Site {
     pub survivors: Survivors,
     /// Whether the figures are exact for this stack, or were divided among stacks by samples.
     pub exact: bool,
+}
+
+/// Who was asked for the memory of a site.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Asked {
+    /// The C library or the kernel. The memory of these sites is all that the process has asked for.
+    #[default]
+    System,
+    /// The VM, by native code. What it hands out lies in carriers, whose memory is that of other sites.
+    Vm,
+    /// The VM's allocation of segments, by one of its allocators: carriers, whose memory is that of other sites or was
+    /// taken from those that are kept for use again. When they are given back is not followed.
+    Carriers {
+        /// Name of the allocator: `ets_alloc`.
+        allocator: String,
+    },
 }
 
 impl Site {

@@ -2,7 +2,10 @@
 //!
 //! Keys are stable and all present; what this version does not find out is `null` or an empty list. Every site has a
 //! `class` beside its `kind`: a site of kind `native` was seen at the allocation functions, and its class says whether
-//! the memory is native code's or, for want of a stack, of unknown owner.
+//! the memory is native code's or, for want of a stack, of unknown owner. A site of kind `vm_api` was seen at the VM's
+//! own functions for native code: what they hand out lies in carriers and is in none of the `totals`. A site of kind
+//! `carrier` has an `allocator`, and where the VM exports the function by which its allocators ask for carriers, there are
+//! more of them with the number of `requests` and `requested_bytes`: these are no memory beside that of the others.
 
 use serde_json::{Value, json};
 
@@ -10,6 +13,7 @@ use super::{RankedSite, Report, Total, memory};
 use crate::{
     attribute::{Class, Evidence},
     erts::thread::ThreadKind,
+    recording::Asked,
     report::label,
     stack::{Frame, FrameKind},
 };
@@ -21,7 +25,10 @@ pub const SCHEMA: &str = "beamscope.report/1";
 pub fn render(report: &Report<'_>, top: Option<usize>) -> String {
     let recording = report.recording;
     let interval = &recording.interval;
-    let sites: Vec<_> = report.sites.iter().take(top.unwrap_or(usize::MAX)).map(site).collect();
+    let top = top.unwrap_or(usize::MAX);
+    let found: usize = [&report.sites, &report.vm_api, &report.carriers].map(Vec::len).iter().sum();
+    let asked_of_vm = report.vm_api.iter().take(top).chain(report.carriers.iter().take(top));
+    let sites: Vec<_> = report.sites.iter().take(top).chain(asked_of_vm).map(site).collect();
     let mut json = json!({
         "schema": SCHEMA,
         "beamscope": recording.beamscope,
@@ -35,7 +42,7 @@ pub fn render(report: &Report<'_>, top: Option<usize>) -> String {
         },
         "rss": rss(report),
         "totals": { "native": total(&report.native), "vm": total(&report.vm), "unknown": total(&report.unknown) },
-        "sites_found": report.sites.len(),
+        "sites_found": found,
         "sites": sites,
         "verdicts": [],
         "losses": recording.losses,
@@ -99,9 +106,18 @@ fn site(ranked: &RankedSite<'_>) -> Value {
         Class::Vm => ("carrier", "vm", None),
         Class::Unknown => ("native", "unknown", None),
     };
+    let kind = match site.asked {
+        Asked::System => kind,
+        Asked::Vm => "vm_api",
+        Asked::Carriers { .. } => "carrier",
+    };
     let frames = &site.stack.frames;
     let responsible = attribution.responsible.and_then(|index| frames.get(index));
     let erlang = frames.iter().find(|frame| frame.kind == FrameKind::Erlang);
+    let (requested, allocator) = match &site.asked {
+        Asked::Carriers { allocator } => (true, Some(allocator)),
+        _ => (false, first_allocator(&attribution.evidence)),
+    };
     let carriers = attribution.evidence.iter().find_map(|evidence| match evidence {
         Evidence::Carriers { count, bytes, allocators } => {
             Some(json!({ "count": count, "bytes": bytes, "allocators": allocators }))
@@ -112,11 +128,14 @@ fn site(ranked: &RankedSite<'_>) -> Value {
         "kind": kind,
         "class": class,
         "carriers": carriers,
-        "outstanding_bytes": site.outstanding_bytes(),
-        "outstanding_blocks": site.outstanding_blocks(),
-        "allocated_bytes": site.allocated_bytes,
+        "allocator": allocator,
+        "requests": requested.then_some(site.allocated_blocks),
+        "requested_bytes": requested.then_some(site.allocated_bytes),
+        "outstanding_bytes": if requested { 0 } else { site.outstanding_bytes() },
+        "outstanding_blocks": if requested { 0 } else { site.outstanding_blocks() },
+        "allocated_bytes": if requested { 0 } else { site.allocated_bytes },
         "freed_bytes": site.freed_bytes,
-        "growth_per_s": growth_per_second,
+        "growth_per_s": growth_per_second.filter(|_| !requested),
         "oldest_s": site.survivors.oldest_seconds,
         "survivors_by_quarter": site.survivors.bytes,
         "exact": site.exact,
@@ -131,6 +150,14 @@ fn site(ranked: &RankedSite<'_>) -> Value {
         "threads": site.threads,
         "stack_end": site.stack.end,
         "stack": frames.iter().map(frame).collect::<Vec<_>>(),
+    })
+}
+
+/// The allocator of most of the carriers that were found in a site's memory.
+fn first_allocator(evidence: &[Evidence]) -> Option<&String> {
+    evidence.iter().find_map(|evidence| match evidence {
+        Evidence::Carriers { allocators, .. } => allocators.first(),
+        _ => None,
     })
 }
 

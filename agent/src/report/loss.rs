@@ -24,6 +24,7 @@ pub fn effect(counter: &str) -> &'static str {
         "stacks_without_unwind_information" => {
             "stacks end at code that does not say how to unwind it: callers may be missing; bytes are right"
         }
+        "unlocated_vm_blocks" => "blocks of the VM's functions were not followed: their outstanding bytes are too low",
         "addresses_without_readable_symbols" => "frames are shown as library and offset; bytes are right",
         "stacks_that_leave_known_code" => {
             "stacks lead into memory that is no known code: callers may be missing; bytes are right"

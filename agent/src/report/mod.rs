@@ -16,7 +16,7 @@ use std::{cmp::Reverse, collections::BTreeMap};
 use self::memory::Memory;
 use crate::{
     attribute::{Attribution, Class, attribute},
-    recording::{CarrierSeen, Recording, Site, Snapshot},
+    recording::{Asked, CarrierSeen, Recording, Site, Snapshot},
 };
 
 /// A recording, with an owner for each site, ranked.
@@ -34,8 +34,12 @@ pub struct Report<'a> {
     pub vm: Total,
     /// Sum of the sites that are neither.
     pub unknown: Total,
-    /// All sites, by falling outstanding bytes.
+    /// All sites at which the system was asked for memory, by falling outstanding bytes.
     pub sites: Vec<RankedSite<'a>>,
+    /// Those at which native code asked the VM, in the same order. Their bytes lie in carriers, so they are in no sum.
+    pub vm_api: Vec<RankedSite<'a>>,
+    /// Those at which the VM's allocators asked for carriers, by falling bytes. Which of them are still there is not known.
+    pub carriers: Vec<RankedSite<'a>>,
 }
 
 /// Resident memory at both ends of the recording.
@@ -99,6 +103,8 @@ impl<'a> Report<'a> {
                 |ranked: &RankedSite<'_>| Reverse((ranked.site.outstanding_bytes(), ranked.site.allocated_bytes));
             rank(one).cmp(&rank(other)).then_with(|| one.site.stack.cmp(&other.site.stack))
         });
+        let vm_api = sites.extract_if(.., |ranked| ranked.site.asked == Asked::Vm).collect();
+        let carriers = sites.extract_if(.., |ranked| matches!(ranked.site.asked, Asked::Carriers { .. })).collect();
         let mut report = Self {
             recording,
             rss: Rss::of(&recording.snapshots),
@@ -107,6 +113,8 @@ impl<'a> Report<'a> {
             vm: Total::default(),
             unknown: Total::default(),
             sites,
+            vm_api,
+            carriers,
         };
         for ranked in &report.sites {
             match ranked.attribution.class {

@@ -125,6 +125,16 @@ impl Unwinder {
         (stack, left_at)
     }
 
+    /// Where a function returns to whose return is probed: the kernel's trampoline stands in place of it.
+    fn behind_trampoline(&self, at: u64, image: &StackImage, stack_pointer: u64) -> Option<FrameAddress> {
+        if self.is_covered(at) {
+            return None;
+        }
+        let returns =
+            image.returns.iter().find(|returns| returns.address != 0 && returns.stack_pointer == stack_pointer)?;
+        FrameAddress::from_return_address(returns.address)
+    }
+
     fn walk(
         &mut self,
         image: &StackImage,
@@ -145,10 +155,18 @@ impl Unwinder {
             return (addresses, end, None);
         };
         let mut left_at = None;
+        let mut trampolines = image.returns.len();
         let mut registers = registers(image);
         loop {
             let pc = address.address();
             let lookup = address.address_for_lookup();
+            if trampolines > 0
+                && let Some(next) = self.behind_trampoline(lookup, image, registers.sp())
+            {
+                trampolines -= 1;
+                address = next;
+                continue;
+            }
             addresses.push(Address(pc));
             let Some(mapping) = self.mappings.find(Address(lookup)).filter(|mapping| mapping.permissions.execute)
             else {

@@ -243,7 +243,9 @@ fn operator(name: &[u8]) -> Option<Function> {
 }
 
 fn named(name: &[u8]) -> Option<Function> {
-    Function::ALL.into_iter().find(|function| function.name().as_bytes() == name)
+    // What the VM serves goes through its own allocators.
+    let of_libc = |function: &Function| !function.is_vm_api() && *function != Function::MsegAlloc;
+    Function::ALL.into_iter().filter(of_libc).find(|function| function.name().as_bytes() == name)
 }
 
 /// What a loader would find first: the executable, then the libraries, the C library last.
@@ -269,11 +271,9 @@ fn describe(object: &Object<'_>, wanted: impl Fn(Function) -> bool) -> Allocator
     definitions.sort_by_key(|definition| (definition.function, definition.address));
     let mut functions: Vec<Located> = Vec::new();
     for &&Definition { function, address, size } in &definitions {
-        let Some((offset, left)) = file_offset(elf, address) else { continue };
-        let length = if size == 0 { left } else { size }.min(CODE_BYTES);
-        let Some(code) = bytes_at(elf, address, length) else { continue };
-        if functions.iter().all(|located| located.address != address) {
-            functions.push(Located { function, address, offset, size, code: code.to_vec() });
+        let Some(located) = located(elf, function, address, size) else { continue };
+        if functions.iter().all(|other| other.address != address) {
+            functions.push(located);
         }
     }
     Allocator {
@@ -283,6 +283,14 @@ fn describe(object: &Object<'_>, wanted: impl Fn(Function) -> bool) -> Allocator
         bias: module.bias,
         functions,
     }
+}
+
+/// The function at `address` of a file.
+pub(super) fn located(elf: &Elf<'_>, function: Function, address: ElfAddress, size: u64) -> Option<Located> {
+    let (offset, left) = file_offset(elf, address)?;
+    let length = if size == 0 { left } else { size }.min(CODE_BYTES);
+    let code = bytes_at(elf, address, length)?.to_vec();
+    Some(Located { function, address, offset, size, code })
 }
 
 #[cfg(test)]

@@ -13,3 +13,4 @@ pub mod process;
 pub mod resident;
 pub mod sections;
 pub mod view;
+pub mod vm_api;

@@ -7,15 +7,18 @@
 //! Sizes are those that were asked for. The size in a chunk's header would save the probe at the entry, but it is rounded
 //! up, by a third for the smallest blocks, and only glibc's is known.
 
-use aya_ebpf::helpers::bpf_probe_read_user;
-use beamscope_probe::{Block, Call, Counter, Function, Site, SiteKey};
+use aya_ebpf::{
+    helpers::bpf_probe_read_user,
+    maps::{HashMap, LruHashMap},
+};
+use beamscope_probe::{Block, Call, Counter, Function, Return, Site, SiteKey};
 
 use super::{
-    maps::{CALLS, LIVE, SITES, add, count, count_by, recording},
+    maps::{CALLS, LIVE, SITES, VM_CALLS, VM_LIVE, add, count, count_by, recording},
     registers::{RETURN_ADDRESS_BYTES, Registers},
     sample,
     thread::{in_allocation, now, thread},
-    walk,
+    vm, walk,
 };
 
 const ANY: u64 = 0;
@@ -33,9 +36,21 @@ pub(crate) struct Request {
     pub(crate) argument: u64,
 }
 
+/// Calls in progress. `VM`: of the VM's functions, which call those of the C library.
+#[inline(always)]
+fn calls<const VM: bool>() -> &'static LruHashMap<u32, Call> {
+    if VM { &VM_CALLS } else { &CALLS }
+}
+
+/// Live blocks. `VM`: of the VM's functions. With its allocators switched off, they are those of the C library as well.
+#[inline(always)]
+fn live<const VM: bool>() -> &'static HashMap<u64, Block> {
+    if VM { &VM_LIVE } else { &LIVE }
+}
+
 /// An allocation function begins.
 #[inline(always)]
-pub(crate) fn enter(registers: &Registers, request: &Request) {
+pub(crate) fn enter<const VM: bool>(registers: &Registers, request: &Request) {
     let thread = thread();
     let function = request.function as u32;
     let fresh = Call {
@@ -43,13 +58,15 @@ pub(crate) fn enter(registers: &Registers, request: &Request) {
         size: request.size,
         argument: request.argument,
         replaced: Block::default(),
+        replaced_at: 0,
+        returns: [if VM { registers.return_of_function() } else { Return::default() }, Return::default()],
         function,
         reserved: 0,
     };
-    let known = CALLS.get_ptr_mut(thread);
+    let known = calls::<VM>().get_ptr_mut(thread);
     if let Some(call) = known {
         // SAFETY: only the current thread writes its entry.
-        let outer = unsafe { &*call };
+        let outer = unsafe { &mut *call };
         let outer_stack = outer.stack_pointer;
         if outer.function != 0 {
             // The same stack pointer: the outer one has left by a jump to this one. A call that was abandoned exactly here
@@ -59,6 +76,9 @@ pub(crate) fn enter(registers: &Registers, request: &Request) {
             let nested =
                 registers.stack_pointer < outer_stack && outer_stack - registers.stack_pointer < DEEPEST_NESTING;
             if nested || jumped {
+                if VM && nested {
+                    outer.returns[1] = fresh.returns[0];
+                }
                 return;
             }
             if recording().is_some() {
@@ -73,27 +93,33 @@ pub(crate) fn enter(registers: &Registers, request: &Request) {
             call
         }
         None => {
-            if CALLS.insert(thread, fresh, ANY).is_err() {
+            if calls::<VM>().insert(thread, fresh, ANY).is_err() {
                 count(Counter::CallTableFull);
                 return;
             }
-            let Some(call) = CALLS.get_ptr_mut(thread) else { return };
+            let Some(call) = calls::<VM>().get_ptr_mut(thread) else { return };
             call
         }
     };
-    let resizes = matches!(request.function, Function::Realloc | Function::Reallocarray);
-    if resizes && request.argument != 0 && recording().is_some() {
-        // Taken out before the allocator can give the address to another thread.
+    let resized = match request.function {
+        Function::Realloc | Function::Reallocarray => request.argument,
+        _ if VM => vm::resized(request),
+        _ => 0,
+    };
+    if resized != 0 && recording().is_some() {
         // SAFETY: only the current thread writes its entry.
-        take(request.argument, unsafe { &mut (*call).replaced });
+        let call = unsafe { &mut *call };
+        call.replaced_at = resized;
+        // Taken out before the allocator can give the address to another thread.
+        take::<VM>(resized, &mut call.replaced);
     }
 }
 
 /// Some allocation function returns; `result` is its return value. `WALK`: stacks are walked here.
 #[inline(always)]
-pub(crate) fn leave<const WALK: bool>(registers: &Registers, result: u64) {
+pub(crate) fn leave<const WALK: bool, const VM: bool>(registers: &Registers, result: u64) {
     let control = recording();
-    let Some(call) = CALLS.get_ptr_mut(thread()) else {
+    let Some(call) = calls::<VM>().get_ptr_mut(thread()) else {
         if control.is_some() {
             count(Counter::UnmatchedReturns);
         }
@@ -122,7 +148,16 @@ pub(crate) fn leave<const WALK: bool>(registers: &Registers, result: u64) {
     }
 
     let mut address = result;
-    if function == Function::PosixMemalign as u32 {
+    if VM {
+        match vm::block(call, function, result) {
+            Ok(block) => address = block,
+            Err(vm::NoBlock::OnHeap) => return,
+            Err(vm::NoBlock::NotFound) => {
+                count(Counter::UnlocatedVmBlocks);
+                return;
+            }
+        }
+    } else if function == Function::PosixMemalign as u32 {
         address = 0;
         if result as u32 == 0 {
             // SAFETY: the helper checks the address.
@@ -144,7 +179,7 @@ pub(crate) fn leave<const WALK: bool>(registers: &Registers, result: u64) {
             }
         } else {
             count(Counter::FailedAllocations);
-            if replaces && LIVE.insert(call.argument, call.replaced, ANY).is_err() {
+            if replaces && live::<VM>().insert(call.replaced_at, call.replaced, ANY).is_err() {
                 freed(&call.replaced);
                 count(Counter::LiveTableFull);
                 count_by(Counter::LiveTableFullBytes, call.replaced.size);
@@ -173,7 +208,7 @@ pub(crate) fn leave<const WALK: bool>(registers: &Registers, result: u64) {
     }
     let Some(site) = find_site(&mut key) else { return };
     let block = Block { size: call.size, allocated_at, site: key };
-    if !track(address, &block) {
+    if !track::<VM>(address, &block) {
         return;
     }
     // SAFETY: a map value, valid until the program ends.
@@ -185,42 +220,74 @@ pub(crate) fn leave<const WALK: bool>(registers: &Registers, result: u64) {
     }
 }
 
+/// One of the VM's allocators asks for a carrier of `size` bytes. What becomes of it is not followed: it is counted. `WALK`:
+/// stacks are walked here.
+#[inline(always)]
+pub(crate) fn request_carrier<const WALK: bool>(registers: &Registers, allocator: u64, size: *const u64) {
+    let Some(control) = recording() else { return };
+    // SAFETY: the helper checks the address.
+    let Ok(size) = (unsafe { bpf_probe_read_user(size) }) else {
+        count(Counter::FailedReads);
+        return;
+    };
+    let caller = registers.return_of_function();
+    let registers =
+        Registers { instruction_pointer: caller.address, stack_pointer: caller.stack_pointer, ..*registers };
+    let function = Function::MsegAlloc as u32 | ((allocator as u32 & 0xffff) << 16);
+    let allocated_at = now();
+    // They are few, so that each is worth its walk. No stack has the key 0.
+    let stack = if WALK { walk::of_allocation(control, &registers, allocated_at).unwrap_or(0) } else { 0 };
+    let mut key = SiteKey { caller: stack, stack_pointer: 0, function, is_stack: 1 };
+    if stack == 0 {
+        key = SiteKey { caller: caller.address, stack_pointer: caller.stack_pointer, function, is_stack: 0 };
+    }
+    let Some(site) = find_site(&mut key) else { return };
+    // SAFETY: a map value, valid until the program ends.
+    let words = unsafe { (&raw mut (*site).allocated_bytes, &raw mut (*site).allocated_blocks) };
+    add(words.0, size);
+    add(words.1, 1);
+    if key.is_stack == 0 {
+        sample::of_allocation::<WALK>(control, site, 0, &Block { size, allocated_at, site: key }, &registers);
+    }
+}
+
 /// `free` begins.
 #[inline(always)]
-pub(crate) fn free(address: u64) {
+pub(crate) fn free<const VM: bool>(address: u64) {
     if address == 0 || recording().is_none() {
         return;
     }
     let mut block = Block::default();
-    if take(address, &mut block) {
+    if take::<VM>(address, &mut block) {
         freed(&block);
-    } else if !in_allocation() {
+    } else if !VM && !in_allocation() {
+        // Most of what the VM frees is its own.
         count(Counter::UnknownFrees);
     }
 }
 
 /// Takes the block at `address` out of the live blocks.
 #[inline(always)]
-fn take(address: u64, into: &mut Block) -> bool {
-    let Some(block) = LIVE.get_ptr(address) else { return false };
+fn take<const VM: bool>(address: u64, into: &mut Block) -> bool {
+    let Some(block) = live::<VM>().get_ptr(address) else { return false };
     // SAFETY: a map value, valid until the program ends.
     *into = unsafe { *block };
     // Where two threads free the same block, only one of them removes it.
-    LIVE.remove(address).is_ok()
+    live::<VM>().remove(address).is_ok()
 }
 
 /// Enters a block; false where it could not be followed.
 #[inline(always)]
-fn track(address: u64, block: &Block) -> bool {
-    match LIVE.insert(address, block, NOEXIST) {
+fn track<const VM: bool>(address: u64, block: &Block) -> bool {
+    match live::<VM>().insert(address, block, NOEXIST) {
         Ok(()) => return true,
         Err(EEXIST) => {
             let mut stale = Block::default();
-            if take(address, &mut stale) {
+            if take::<VM>(address, &mut stale) {
                 freed(&stale);
                 count(Counter::MissedFrees);
             }
-            if LIVE.insert(address, block, ANY).is_ok() {
+            if live::<VM>().insert(address, block, ANY).is_ok() {
                 return true;
             }
         }

@@ -29,12 +29,18 @@ pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Cou
 /// share of the entries for itself.
 #[map]
 pub(crate) static CALLS: LruHashMap<u32, Call> = LruHashMap::with_max_entries(16_384, 0);
+/// As `CALLS`, for the VM's functions.
+#[map]
+pub(crate) static VM_CALLS: LruHashMap<u32, Call> = LruHashMap::with_max_entries(16_384, 0);
 /// End of the heap that `brk` moves; the agent enters where it is at the start.
 #[map]
 pub(crate) static HEAP_END: Array<u64> = Array::with_max_entries(1, 0);
 /// Live blocks, by address.
 #[map]
 pub(crate) static LIVE: HashMap<u64, Block> = HashMap::with_max_entries(1 << 20, 0);
+/// As `LIVE`, for the VM's functions.
+#[map]
+pub(crate) static VM_LIVE: HashMap<u64, Block> = HashMap::with_max_entries(1 << 20, 0);
 /// What was allocated where.
 #[map]
 pub(crate) static SITES: HashMap<SiteKey, Site> = HashMap::with_max_entries(1 << 16, 0);

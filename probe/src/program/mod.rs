@@ -7,4 +7,5 @@ pub(crate) mod maps;
 pub(crate) mod registers;
 pub(crate) mod sample;
 pub(crate) mod thread;
+pub(crate) mod vm;
 pub(crate) mod walk;

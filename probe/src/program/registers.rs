@@ -5,6 +5,10 @@ use aya_ebpf::{
     helpers::{bpf_probe_read_kernel, generated},
     programs::{ProbeContext, RetProbeContext},
 };
+use beamscope_probe::Return;
+
+#[cfg(bpf_target_arch = "x86_64")]
+use aya_ebpf::helpers::bpf_probe_read_user;
 
 /// Registers that every unwinder needs.
 #[derive(Clone, Copy)]
@@ -38,6 +42,22 @@ impl Registers {
     pub(crate) fn of_return(ctx: &RetProbeContext) -> Self {
         // SAFETY: the kernel passes the registers as the program's context.
         Self::from_context(unsafe { &*ctx.regs })
+    }
+
+    /// At a function's entry: where it returns to.
+    #[cfg(bpf_target_arch = "x86_64")]
+    #[inline(always)]
+    pub(crate) fn return_of_function(&self) -> Return {
+        // SAFETY: the helper checks the address.
+        let address = unsafe { bpf_probe_read_user(self.stack_pointer as *const u64) }.unwrap_or(0);
+        Return { stack_pointer: self.stack_pointer.wrapping_add(RETURN_ADDRESS_BYTES), address }
+    }
+
+    /// At a function's entry: where it returns to.
+    #[cfg(bpf_target_arch = "aarch64")]
+    #[inline(always)]
+    pub(crate) fn return_of_function(&self) -> Return {
+        Return { stack_pointer: self.stack_pointer, address: self.link_register & super::walk::ADDRESS_BITS }
     }
 
     #[cfg(bpf_target_arch = "x86_64")]

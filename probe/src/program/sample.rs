@@ -15,7 +15,7 @@ use super::{
     erlang::Erlang,
     maps::{COUNTDOWN, EXPONENTIAL, NO_WAKEUP, SAMPLES, add, count},
     registers::Registers,
-    thread::thread,
+    thread::{returns, thread},
     walk,
 };
 
@@ -155,6 +155,7 @@ fn capture(control: &Control, header: &SampleHeader, registers: &Registers) -> b
         erlang_words,
         scheduler: erlang.scheduler,
         command: bpf_get_current_comm().unwrap_or_default(),
+        returns: returns(),
     };
     // SAFETY: as above.
     unsafe { ptr::write(&raw mut (*sample).header, *header) };

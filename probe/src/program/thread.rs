@@ -2,7 +2,9 @@
 
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, generated::bpf_ktime_get_ns};
 
-use super::maps::CALLS;
+use beamscope_probe::Return;
+
+use super::maps::{CALLS, VM_CALLS};
 
 /// The current thread's id in the initial pid namespace.
 #[inline(always)]
@@ -28,4 +30,14 @@ pub(crate) fn now() -> u64 {
 pub(crate) fn in_allocation() -> bool {
     // SAFETY: only the current thread writes its entry.
     CALLS.get_ptr(thread()).is_some_and(|call| unsafe { (*call).function } != 0)
+}
+
+/// Where the VM's functions that the current thread is in return to.
+#[inline(always)]
+pub(crate) fn returns() -> [Return; 2] {
+    match VM_CALLS.get_ptr(thread()) {
+        // SAFETY: only the current thread writes its entry.
+        Some(call) if unsafe { (*call).function } != 0 => unsafe { (*call).returns },
+        _ => [Return::default(); 2],
+    }
 }

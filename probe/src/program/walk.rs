@@ -20,7 +20,7 @@ use super::{
         count, count_by,
     },
     registers::Registers,
-    thread::{now, thread},
+    thread::{now, returns, thread},
 };
 
 /// Stacks that are walked at a time on one processor: a program can be preempted by another thread's.
@@ -31,6 +31,8 @@ const CHUNK: usize = 64;
 const PLACES_TRIED: u32 = 4;
 const NOEXIST: u64 = 1;
 const EEXIST: i32 = -17;
+/// Trampolines that a walk can step over.
+const TRAMPOLINES: u32 = 2;
 /// No rule.
 const NONE: u32 = u32::MAX;
 /// Steps of a search through the table of modules, and through the rows of one.
@@ -39,7 +41,7 @@ const ROW_STEPS: u32 = 26;
 /// Bits of addresses in user space; above them a return address can have been signed (Documentation/arch/arm64,
 /// pointer-authentication.rst).
 #[cfg(bpf_target_arch = "aarch64")]
-const ADDRESS_BITS: u64 = (1 << 48) - 1;
+pub(crate) const ADDRESS_BITS: u64 = (1 << 48) - 1;
 /// Time for which a processor saves up what it may spend on walks, in nanoseconds: what a node does once in a while is walked
 /// in full.
 const SAVED_UP: u64 = 1_000_000_000;
@@ -186,7 +188,7 @@ fn walk(control: &Control, registers: &Registers, leaf_is_return: bool, slot: u3
     let mut slot = slot;
     let context = (&raw mut slot).cast::<c_void>();
     // SAFETY: the callback has the form that the helper asks for.
-    unsafe { bpf_loop(NATIVE_FRAMES as u32, frame as *mut c_void, context, 0) };
+    unsafe { bpf_loop(NATIVE_FRAMES as u32 + TRAMPOLINES, frame as *mut c_void, context, 0) };
 
     // The agent will know the code in a moment; until then it is sent the stack itself.
     if walk.stack.end == WalkEnd::NoModule as u32 {
@@ -234,10 +236,18 @@ extern "C" fn frame(_index: u32, context: *mut c_void) -> i64 {
     if depth >= NATIVE_FRAMES {
         return 1;
     }
+    let rule = RULES.get(rule);
+    // The trampoline's mapping can be younger than the table of modules.
+    if rule.is_none_or(|rule| rule.kind == RuleKind::Trampoline as u32)
+        && let Some(address) = behind_trampoline(walk.stack_pointer)
+    {
+        walk.instruction_pointer = address;
+        return 0;
+    }
     walk.stack.words[depth] = walk.instruction_pointer;
     walk.stack.native = depth as u32 + 1;
     walk.hash = mix(walk.hash, walk.instruction_pointer);
-    let Some(rule) = RULES.get(rule) else { return end(walk, WalkEnd::NoModule) };
+    let Some(rule) = rule else { return end(walk, WalkEnd::NoModule) };
 
     let kind = rule.kind;
     let is = |other: RuleKind| kind == other as u32;
@@ -319,6 +329,19 @@ extern "C" fn frame(_index: u32, context: *mut c_void) -> i64 {
     walk.stack_pointer = cfa;
     walk.instruction_pointer = caller;
     0
+}
+
+/// Where the function whose frame ends at `stack_pointer` returns to, if its return is probed.
+#[inline(always)]
+fn behind_trampoline(stack_pointer: u64) -> Option<u64> {
+    let [outer, inner] = returns();
+    if outer.stack_pointer == stack_pointer {
+        Some(outer.address)
+    } else if inner.stack_pointer == stack_pointer {
+        Some(inner.address)
+    } else {
+        None
+    }
 }
 
 #[inline(always)]

@@ -14,6 +14,7 @@ mod spread;
 mod stacks;
 mod stall;
 mod table;
+mod vm_api;
 mod without_malloc;
 
 use std::{collections::BTreeMap, ffi::OsString, fs, iter, time::Duration};
@@ -51,6 +52,7 @@ type Measurement = fn(&Project) -> Result<Section>;
 /// What there is beside the table, by its key in the JSON.
 const SECTIONS: [(&str, Measurement); 5] = [
     ("without_malloc", without_malloc::measure),
+    ("vm_api", vm_api::measure),
     ("stall", stall::measure),
     ("after_kill", kill::measure),
     ("explain", explain::measure),

@@ -30,6 +30,8 @@ const LONGEST_DATA: u64 = 64 << 20;
 pub struct Located {
     /// All of them, by allocator and instance number.
     pub instances: Vec<InstanceAt>,
+    /// What each allocator that is not switched off is known by in the VM's tables, by its number.
+    pub extras: Vec<(u32, Address)>,
     /// Numbers of the allocators that are switched off: their memory is asked of `sys_alloc`, which is `malloc`.
     pub disabled: Vec<u32>,
     /// Records in the table; where it was found by shape, as far as they are told from the zeros behind it.
@@ -144,7 +146,7 @@ fn begins_table(words: &[u64]) -> bool {
 
 /// The allocators of a table whose records begin `table`, unless one of them contradicts its form.
 fn read_table(table: &[u64], by: FoundBy, view: &ProcessView, memory: &(impl ReadMemory + ?Sized)) -> Option<Located> {
-    let mut located = Located { instances: Vec::new(), disabled: Vec::new(), records: 0, by };
+    let mut located = Located { instances: Vec::new(), extras: Vec::new(), disabled: Vec::new(), records: 0, by };
     for (number, record) in (0_u32..).zip(table.as_chunks::<RECORD>().0) {
         let [flags, threads, extra] = *record;
         let (alloc_util, enabled) = (flags & u64::from(u32::MAX), flags >> 32);
@@ -163,7 +165,10 @@ fn read_table(table: &[u64], by: FoundBy, view: &ProcessView, memory: &(impl Rea
         if alloc_util == 1 {
             let found = instances_of(number, instances?, Address(extra), view, memory);
             match (found, by) {
-                (Some(mut found), _) => located.instances.append(&mut found),
+                (Some(mut found), _) => {
+                    located.instances.append(&mut found);
+                    located.extras.push((number, Address(extra)));
+                }
                 (None, FoundBy::Shape) => break,
                 (None, FoundBy::Symbol) => return None,
             }

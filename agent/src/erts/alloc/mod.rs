@@ -6,6 +6,7 @@
 
 pub mod block;
 mod calibrate;
+pub mod functions;
 pub mod instance;
 pub mod layout;
 pub mod list;

@@ -2,6 +2,8 @@
 //!
 //! It fits a terminal of 100 columns. Headings are styled with ANSI sequences; who writes the text takes them out where they are not wanted.
 
+mod asked;
+
 use std::fmt::{self, Write as _};
 
 use super::{
@@ -65,6 +67,8 @@ impl Text<'_> {
             }
         }
         self.vm_table(&vm)?;
+        self.carriers()?;
+        self.vm_api()?;
         if let Some(memory) = &self.report.memory {
             let options = memory::text::Options { units: self.options.units, ..memory::text::Options::default() };
             memory::text::sections(&mut self.page, memory, options)?;
@@ -270,7 +274,10 @@ fn end(end: StackEnd) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{recording::Recording, sample};
+    use crate::{
+        recording::{Asked, Recording},
+        sample,
+    };
 
     fn plain(recording: &Recording, options: Options) -> String {
         anstream::adapter::strip_str(&render(&Report::new(recording), options)).to_string()
@@ -297,6 +304,19 @@ mod tests {
         let text = plain(&sample::recording(), Options { units: Units::Exact, ..Options::default() });
         assert!(text.contains("536870912"), "{text}");
         assert!(!text.contains("MiB"), "{text}");
+    }
+
+    #[test]
+    fn what_the_vm_was_asked_for_has_a_table_of_its_own() {
+        let mut recording = sample::recording();
+        let before = plain(&recording, Options::default());
+        assert!(!before.contains("asked the VM for"), "{before}");
+        recording.sites[0].asked = Asked::Vm;
+        let report = Report::new(&recording);
+        assert_eq!([report.sites.len(), report.vm_api.len()], [recording.sites.len() - 1, 1]);
+        let text = plain(&recording, Options::default());
+        let (native, vm) = text.split_once("What native code asked the VM for").expect("a table");
+        assert!(vm.contains("These blocks lie in carriers") && !native.contains("These blocks"), "{text}");
     }
 
     #[test]
