@@ -141,7 +141,9 @@ fn freed_memory_is_not_outstanding() {
 #[test]
 fn both_engines_see_the_same_stacks() {
     let mut stage = Stage::new(false);
-    let cases = || CALLS.iter().chain(&CPP_CASES).chain(&RUST_CASES).chain(&SSL_CASES).chain(&DRIVER_CASES);
+    let all = || CALLS.iter().chain(&CPP_CASES).chain(&RUST_CASES).chain(&SSL_CASES).chain(&DRIVER_CASES);
+    // Its frames are larger than a copy of the stack.
+    let cases = || all().filter(|case| case.name != "large");
     // Libraries that are loaded meanwhile are seen by each a little later, and not at the same moment.
     for case in cases() {
         stage.run(case.module, case.name, 1, 100);

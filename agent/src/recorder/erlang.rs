@@ -170,7 +170,7 @@ impl Erlang {
         });
     }
 
-    /// The one driver of the open ports whose code is in `library`.
+    /// The one driver, of the open ports and of those that were seen, whose code is in `library`.
     fn driver_in(&mut self, library: &str, mappings: &Mappings, target: &Target) -> Option<String> {
         self.view = view::take(target).ok()?.view;
         let memory = target.memory();
@@ -178,7 +178,10 @@ impl Erlang {
             let at = port.address.checked_add(self.offsets.driver.into())?;
             Some(read_word(memory, at).ok()?)
         });
+        // A port that is closed by now may have led to its driver before.
+        let seen = self.drivers.keys().map(|driver| driver.0);
         let names: BTreeSet<String> = drivers
+            .chain(seen)
             .collect::<BTreeSet<u64>>()
             .into_iter()
             .filter_map(|driver| port::driver_and_code(&self.view, memory, Address(driver)))

@@ -50,7 +50,7 @@ struct Section {
 type Measurement = fn(&Project) -> Result<Section>;
 
 /// What there is beside the table, by its key in the JSON.
-const SECTIONS: [(&str, Measurement); 5] = [
+const SECTIONS: [(&str, Measurement); 6] = [
     ("without_malloc", without_malloc::measure),
     ("vm_api", vm_api::measure),
     ("stall", stall::measure),
