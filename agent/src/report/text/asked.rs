@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write as _};
 
-use super::{FUNCTION, LIBRARY, STACKS, THREAD, Text, first_of, responsible};
+use super::{FUNCTION, LIBRARY, STACKS, Text, caller, responsible};
 use crate::{
     attribute::Class,
     recording::Asked,
@@ -42,7 +42,7 @@ impl Text<'_> {
                 label::shorten(&label::clean(allocator), LIBRARY),
                 label::shorten(&responsible(ranked).unwrap_or_else(|| "(no stack)".into()), FUNCTION),
                 label::shorten(&erlang.map(label::function).unwrap_or_default(), FUNCTION),
-                first_of(&site.threads, THREAD),
+                caller(ranked),
             ]);
         }
         self.page.table(&table)?;

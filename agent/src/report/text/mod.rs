@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     attribute::{Class, Evidence},
-    stack::{FrameKind, StackEnd},
+    stack::{FrameKind, Stack, StackEnd},
 };
 
 /// Sites whose stack is written out.
@@ -21,9 +21,9 @@ const STACKS: usize = 3;
 /// Sites of the VM in their table at most; there the sum counts more than the places.
 const VM_SITES: usize = 5;
 /// Widths of columns with names.
-const LIBRARY: usize = 16;
-const FUNCTION: usize = 22;
-const THREAD: usize = 14;
+const LIBRARY: usize = 14;
+const FUNCTION: usize = 20;
+const CALLER: usize = 24;
 
 /// What of a report is shown, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,7 +133,7 @@ impl Text<'_> {
         if sites.is_empty() {
             return writeln!(self.page, "none was asked for");
         }
-        let header = ["#", "outstanding", "blocks", "growth/s", "oldest", "library", "function", "thread"];
+        let header = ["#", "outstanding", "blocks", "growth/s", "oldest", "library", "function", "called on behalf of"];
         let mut table = table(&header, 0..5);
         for (rank, ranked) in (1..).zip(sites.iter().take(shown)) {
             let library = match &ranked.attribution.class {
@@ -151,7 +151,8 @@ impl Text<'_> {
         }
         let shown = sites.len().min(self.options.top).min(VM_SITES);
         self.page.heading(&format!("Memory that the VM asked for{}", of(shown, sites.len())))?;
-        let header = ["#", "outstanding", "blocks", "growth/s", "oldest", "carriers of", "function", "thread"];
+        let header =
+            ["#", "outstanding", "blocks", "growth/s", "oldest", "carriers of", "function", "called on behalf of"];
         let mut table = table(&header, 0..5);
         for (rank, ranked) in (1..).zip(sites.iter().take(shown)) {
             let carriers = ranked.attribution.evidence.iter().find_map(|evidence| match evidence {
@@ -176,7 +177,7 @@ impl Text<'_> {
             if site.outstanding_bytes() == 0 { "-".into() } else { unit::seconds(site.survivors.oldest_seconds) },
             label::shorten(&label::clean(owner), LIBRARY),
             label::shorten(&function, FUNCTION),
-            first_of(&site.threads, THREAD),
+            caller(ranked),
         ]
     }
 
@@ -188,18 +189,31 @@ impl Text<'_> {
         if let (Class::Native { library }, Some(via)) = (&attribution.class, &attribution.via) {
             writeln!(self.page, "    {} is called by {}", label::clean(library), label::clean(via))?;
         }
+        if let Some(thread) = &site.thread {
+            let driver = site.driver.as_ref().map(|name| format!(", for a port of the driver {}", label::clean(name)));
+            writeln!(self.page, "    on {}{}", label::clean(&thread.to_string()), driver.unwrap_or_default())?;
+        }
         let exact = if site.exact { "" } else { "; divided among the site's stacks by samples" };
         let (allocated, freed) = (units.bytes(site.allocated_bytes), units.bytes(site.freed_bytes));
         writeln!(self.page, "    allocated {allocated}, freed {freed}{exact}")?;
         let quarters = site.survivors.bytes.map(|bytes| units.bytes(bytes)).join(" | ");
         writeln!(self.page, "    outstanding, by quarter of the recording: {quarters}")?;
-        for frame in &site.stack.frames {
+        self.frames(&site.stack)?;
+        if let Some(creator) = &site.creator {
+            writeln!(self.page, "    the thread was made by")?;
+            self.frames(creator)?;
+        }
+        Ok(())
+    }
+
+    fn frames(&mut self, stack: &Stack) -> fmt::Result {
+        for frame in &stack.frames {
             let kind = if frame.kind == FrameKind::Unknown { " (in no mapping)" } else { "" };
             let inlined = if frame.inlined { " (inlined)" } else { "" };
             let place = label::place(frame).map(|place| format!("  {place}")).unwrap_or_default();
             writeln!(self.page, "      {}{kind}{inlined}{place}", label::function_and_module(frame))?;
         }
-        match end(site.stack.end) {
+        match end(stack.end) {
             Some(end) => writeln!(self.page, "      ({end})"),
             None => Ok(()),
         }
@@ -244,6 +258,15 @@ impl Text<'_> {
 
 fn growth(units: Units, rate: Option<f64>) -> String {
     rate.map_or_else(|| "-".into(), |rate| units.rate(rate))
+}
+
+/// The Erlang function on whose behalf a site's code ran, else the thread.
+fn caller(ranked: &RankedSite<'_>) -> String {
+    let site = ranked.site;
+    match site.stack.frames.iter().find(|frame| frame.kind == FrameKind::Erlang) {
+        Some(frame) => label::shorten(&label::function(frame), CALLER),
+        None => first_of(&site.threads, CALLER),
+    }
 }
 
 fn responsible(ranked: &RankedSite<'_>) -> Option<String> {
