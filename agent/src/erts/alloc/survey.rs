@@ -115,9 +115,13 @@ impl CarrierFound {
         start..start.saturating_add(self.listed.bytes)
     }
 
-    /// Allocated blocks and their bytes, by the walk or else by the carrier's own counters.
+    /// Allocated blocks and their bytes, by the walk or else by the carrier's own counters, where these fit into it.
     pub fn used(&self) -> Option<(u64, u64)> {
-        self.tally.as_ref().map(|tally| (tally.used_blocks, tally.used_bytes)).or(self.listed.counted)
+        if let Some(tally) = &self.tally {
+            return Some((tally.used_blocks, tally.used_bytes));
+        }
+        let room = self.listed.bytes.saturating_sub(self.overhead);
+        self.listed.counted.filter(|(_, bytes)| *bytes <= room)
     }
 }
 

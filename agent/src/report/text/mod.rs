@@ -21,9 +21,9 @@ const STACKS: usize = 3;
 /// Sites of the VM in their table at most; there the sum counts more than the places.
 const VM_SITES: usize = 5;
 /// Widths of columns with names.
-const LIBRARY: usize = 14;
-const FUNCTION: usize = 20;
-const CALLER: usize = 24;
+const LIBRARY: usize = 13;
+const FUNCTION: usize = 19;
+const CALLER: usize = 20;
 
 /// What of a report is shown, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,7 +133,7 @@ impl Text<'_> {
         if sites.is_empty() {
             return writeln!(self.page, "none was asked for");
         }
-        let header = ["#", "outstanding", "blocks", "growth/s", "oldest", "library", "function", "called on behalf of"];
+        let header = ["#", "outstanding", "blocks", "growth/s", "oldest", "library", "function", "on behalf of"];
         let mut table = table(&header, 0..5);
         for (rank, ranked) in (1..).zip(sites.iter().take(shown)) {
             let library = match &ranked.attribution.class {
@@ -151,8 +151,7 @@ impl Text<'_> {
         }
         let shown = sites.len().min(self.options.top).min(VM_SITES);
         self.page.heading(&format!("Memory that the VM asked for{}", of(shown, sites.len())))?;
-        let header =
-            ["#", "outstanding", "blocks", "growth/s", "oldest", "carriers of", "function", "called on behalf of"];
+        let header = ["#", "outstanding", "blocks", "growth/s", "oldest", "carriers of", "function", "on behalf of"];
         let mut table = table(&header, 0..5);
         for (rank, ranked) in (1..).zip(sites.iter().take(shown)) {
             let carriers = ranked.attribution.evidence.iter().find_map(|evidence| match evidence {
