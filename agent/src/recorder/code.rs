@@ -230,7 +230,7 @@ impl Code {
         self.note_allocator(&file);
         if let Some(modules) = self.walker.modules() {
             let rows = rows::build(object::HOST, &sections, modules.rules()).with_context(no_tables)?;
-            modules.add_file(range.clone(), file.bias, rows).with_context(no_tables)?;
+            modules.add_file(range.clone(), file.bias, &rows).with_context(no_tables)?;
         }
         if let Some(unwinder) = self.walker.unwinder() {
             unwinder.add_module(file.name().to_owned(), range, file.bias, sections);

@@ -89,7 +89,7 @@ impl Erlang {
                     unproven = found.unproven;
                 }
                 Err(error) => {
-                    lacks("which process runs on which thread is known only where it called native code", &error)
+                    lacks("which process runs on which thread is known only where it called native code", &error);
                 }
             }
         }
@@ -176,7 +176,7 @@ impl Erlang {
         let memory = target.memory();
         let drivers = self.ports.as_ref()?.elements(memory, PORTS_AT_ONCE).into_iter().filter_map(|port| {
             let at = port.address.checked_add(self.offsets.driver.into())?;
-            Some(read_word(memory, at).ok()?)
+            read_word(memory, at).ok()
         });
         // A port that is closed by now may have led to its driver before.
         let seen = self.drivers.keys().map(|driver| driver.0);

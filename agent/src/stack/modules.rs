@@ -30,7 +30,7 @@ pub enum Code {
 pub struct Modules {
     rules: Rules,
     /// By first address.
-    modules: BTreeMap<u64, Placed>,
+    placed: BTreeMap<u64, Placed>,
     /// Pages of rows that nobody uses, sorted.
     free: Vec<Range<u32>>,
     /// Pages that a walk in progress may still read.
@@ -81,7 +81,7 @@ impl Default for Modules {
     fn default() -> Self {
         Self {
             rules: Rules::default(),
-            modules: BTreeMap::new(),
+            placed: BTreeMap::new(),
             free: Vec::new(),
             leaving: Vec::new(),
             chunks: MOST_ROWS / CHUNK,
@@ -93,6 +93,7 @@ impl Default for Modules {
     }
 }
 
+#[expect(clippy::cast_possible_truncation, reason = "a page has some hundred rows")]
 const CHUNK: u32 = ROWS_PER_CHUNK as u32;
 
 impl Modules {
@@ -103,18 +104,18 @@ impl Modules {
 
     /// Pages of rows that the kernel needs room for, what is mapped later included. After it, no more are used.
     pub fn reserve(&mut self) -> u32 {
-        let used = self.modules.values().map(|placed| placed.chunks.end).max().unwrap_or(0);
+        let used = self.placed.values().map(|placed| placed.chunks.end).max().unwrap_or(0);
         self.chunks = used.saturating_add(used / 4).saturating_add(SPARE_CHUNKS).min(self.chunks);
         self.chunks
     }
 
     /// Bytes of rows that are in use.
     pub fn row_bytes(&self) -> u64 {
-        self.modules.values().map(|placed| u64::from(placed.module.rows) * 8).sum()
+        self.placed.values().map(|placed| u64::from(placed.module.rows) * 8).sum()
     }
 
     /// Adds the code at `code`, whose rows are `rows`; addresses in memory are `bias` above those in the file.
-    pub fn add_file(&mut self, code: Range<u64>, bias: u64, rows: FileRows) -> Result<(), ModulesError> {
+    pub fn add_file(&mut self, code: Range<u64>, bias: u64, rows: &FileRows) -> Result<(), ModulesError> {
         self.remove(&code);
         let count = rows.rows.len();
         let (Ok(length), false) = (u32::try_from(count), count == 0) else {
@@ -155,9 +156,9 @@ impl Modules {
     /// Takes away what was added for addresses in `code`.
     pub fn remove(&mut self, code: &Range<u64>) {
         let overlaps = |placed: &Placed| placed.module.start < code.end && code.start < placed.module.end;
-        let old: Vec<u64> = self.modules.iter().filter(|(_, placed)| overlaps(placed)).map(|(at, _)| *at).collect();
+        let old: Vec<u64> = self.placed.iter().filter(|(_, placed)| overlaps(placed)).map(|(at, _)| *at).collect();
         for at in old {
-            if let Some(Placed { chunks, .. }) = self.modules.remove(&at) {
+            if let Some(Placed { chunks, .. }) = self.placed.remove(&at) {
                 self.changed = true;
                 if !chunks.is_empty() {
                     self.new_chunks.retain(|(at, _)| !chunks.contains(at));
@@ -176,7 +177,7 @@ impl Modules {
         self.free.append(&mut self.leaving);
         self.free.sort_by_key(|run| run.start);
         self.generation = self.generation.wrapping_add(1);
-        let modules: Vec<Module> = self.modules.values().map(|placed| placed.module).collect();
+        let modules: Vec<Module> = self.placed.values().map(|placed| placed.module).collect();
         let count = u32::try_from(modules.len()).unwrap_or(MODULES).min(MODULES);
         let rules = self.rules.list();
         let first = mem::replace(&mut self.written_rules, rules.len());
@@ -190,11 +191,11 @@ impl Modules {
     }
 
     fn insert(&mut self, module: Module, chunks: Range<u32>) -> Result<(), ModulesError> {
-        if self.modules.len() >= MODULES as usize {
+        if self.placed.len() >= MODULES as usize {
             return Err(ModulesError::Modules);
         }
         self.changed = true;
-        self.modules.insert(module.start, Placed { module, chunks });
+        self.placed.insert(module.start, Placed { module, chunks });
         Ok(())
     }
 
@@ -207,7 +208,7 @@ impl Modules {
                 return Some(found);
             }
         }
-        let in_use = self.modules.values().map(|placed| placed.chunks.end);
+        let in_use = self.placed.values().map(|placed| placed.chunks.end);
         let given_up = self.free.iter().chain(&self.leaving).map(|run| run.end);
         let start = in_use.chain(given_up).max().unwrap_or(0);
         let end = start.checked_add(length).filter(|end| *end <= self.chunks)?;
@@ -236,8 +237,8 @@ mod tests {
     #[test]
     fn each_file_has_pages_of_its_own() {
         let mut modules = Modules::default();
-        modules.add_file(0x9000..0xa000, 0x8000, rows(513)).unwrap();
-        modules.add_file(0x2000..0x3000, 0x1000, rows(1)).unwrap();
+        modules.add_file(0x9000..0xa000, 0x8000, &rows(513)).unwrap();
+        modules.add_file(0x2000..0x3000, 0x1000, &rows(1)).unwrap();
         modules.add(0x5000..0x6000, Code::Jit).unwrap();
         assert_eq!(modules.row_bytes(), 514 * 8);
         let update = modules.update().unwrap();
@@ -253,22 +254,22 @@ mod tests {
     #[test]
     fn code_that_comes_to_the_place_of_other_code_replaces_it() {
         let mut modules = Modules::default();
-        modules.add_file(0x2000..0x4000, 0, rows(600)).unwrap();
+        modules.add_file(0x2000..0x4000, 0, &rows(600)).unwrap();
         assert_eq!(first_rows(&mut modules), [(0x2000, 0, 600)]);
         // Its pages are not given away before a list without it has been in use.
-        modules.add_file(0x3000..0x5000, 0, rows(5)).unwrap();
+        modules.add_file(0x3000..0x5000, 0, &rows(5)).unwrap();
         assert_eq!(first_rows(&mut modules), [(0x3000, 1024, 5)]);
-        modules.add_file(0x7000..0x8000, 0, rows(7)).unwrap();
+        modules.add_file(0x7000..0x8000, 0, &rows(7)).unwrap();
         assert_eq!(first_rows(&mut modules), [(0x3000, 1024, 5), (0x7000, 0, 7)]);
     }
 
     #[test]
     fn what_has_no_room_is_known_to_have_none() {
         let mut modules = Modules::default();
-        modules.add_file(0x1000..0x2000, 0, rows(1)).unwrap();
+        modules.add_file(0x1000..0x2000, 0, &rows(1)).unwrap();
         assert_eq!(modules.reserve(), SPARE_CHUNKS + 1);
         let large = rows(CHUNK * (SPARE_CHUNKS + 1));
-        let refused = modules.add_file(0x5000..0x6000, 0, large);
+        let refused = modules.add_file(0x5000..0x6000, 0, &large);
         assert!(matches!(refused, Err(ModulesError::Rows { .. })));
         assert_eq!(first_rows(&mut modules), [(0x1000, 0, 1), (0x5000, 0, 0)]);
     }

@@ -95,7 +95,7 @@ impl RawErlang {
     pub fn of_words(current: [u64; 3], words: &[u64], end: ErlangEnd, code: &Range<u64>, native: usize) -> Self {
         let mut found = Self { current, addresses: Vec::new(), end };
         // Return addresses have no tag (`_CPMASK`, erts/emulator/beam/erl_term.h, OTP 25.2.3).
-        for word in words.iter().filter(|word| **word & 3 == 0 && code.contains(word)) {
+        for word in words.iter().filter(|word| word.is_multiple_of(4) && code.contains(word)) {
             if native.saturating_add(found.addresses.len()) >= STACK_WORDS {
                 found.end = ErlangEnd::TooDeep;
                 break;

@@ -94,42 +94,40 @@ fn recorded(project: &Project, node: &mut Node, arguments: &[&str]) -> Result<Ro
     tool.succeed(PATIENCE)?;
     let report = Command::new(project.beamscope()).args(["report", "--format", "json"]).arg(&file).output()?;
     let report: Value = serde_json::from_slice(&report.stdout).context("the report is not JSON")?;
-    Ok(Round { pair_ns, attach, counts: report["counts"].clone() })
+    let counts = report.get("counts").context("the report has no counts")?.clone();
+    Ok(Round { pair_ns, attach, counts })
 }
 
 fn section(bare: &[f64], rounds: &[Vec<Round>; WAYS.len()], mappings: usize) -> Option<Section> {
     let pair = |rounds: &[Round]| Spread::of(rounds.iter().map(|round| round.pair_ns));
     let bare = Spread::of(bare.iter().copied())?;
-    let mut text = format!(
-        "stacks of {} frames and Erlang's behind them: CPU time of a malloc and free pair\n{:<34}{:>9}{:>9}\n",
-        FRAMES + 6,
-        "",
-        "ns",
-        "to bare"
-    );
-    text += &format!("{:<34}{:>9.0}{:>9.1}\n", "bare", bare.median, 1.0);
+    let mut lines = vec![
+        format!("stacks of {} frames and Erlang's behind them: CPU time of a malloc and free pair\n", FRAMES + 6),
+        format!("{:<34}{:>9}{:>9}\n", "", "ns", "to bare"),
+        format!("{:<34}{:>9.0}{:>9.1}\n", "bare", bare.median, 1.0),
+    ];
     let mut ways = serde_json::Map::new();
     for ((name, arguments), rounds) in WAYS.iter().zip(rounds) {
         let pair = pair(rounds)?;
-        text += &format!("{name:<34}{:>9.0}{:>9.1}\n", pair.median, pair.median / bare.median);
+        lines.push(format!("{name:<34}{:>9.0}{:>9.1}\n", pair.median, pair.median / bare.median));
         let counts: Vec<&Value> = rounds.iter().map(|round| &round.counts).collect();
         ways.insert((*name).to_owned(), json!({ "arguments": arguments, "pair_ns": pair, "counts": counts }));
     }
     let [walked, ..] = rounds;
     let per = |what: &'static str, of: &'static str| {
-        let ratio = |round: &Round| Some(round.counts[what].as_f64()? / round.counts[of].as_f64()?);
+        let ratio = |round: &Round| Some(round.counts.get(what)?.as_f64()? / round.counts.get(of)?.as_f64()?);
         Spread::of(walked.iter().filter_map(ratio))
     };
     let (walk, frames) = (per("walk_nanoseconds", "walks")?, per("walked_frames", "walked_stacks")?);
-    text += &format!(
+    lines.push(format!(
         "a walk in the kernel takes {:.0} ns at {:.1} native frames ({:.0} to {:.0} ns)\n",
         walk.median, frames.median, walk.smallest, walk.largest
-    );
+    ));
     let attach = Spread::of(rounds.iter().flatten().map(|round| round.attach.as_secs_f64()))?;
-    text += &format!(
+    lines.push(format!(
         "from start to recording, tables included, at {mappings} mappings: {:.2} s ({:.2} to {:.2} s)\n",
         attach.median, attach.smallest, attach.largest
-    );
+    ));
     let json = json!({
         "bare_ns": bare,
         "ways": ways,
@@ -138,7 +136,7 @@ fn section(bare: &[f64], rounds: &[Vec<Round>; WAYS.len()], mappings: usize) -> 
         "mappings": mappings,
         "attach_s": attach,
     });
-    Some(Section { text, json })
+    Some(Section { text: lines.concat(), json })
 }
 
 #[cfg(test)]
