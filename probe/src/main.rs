@@ -1,8 +1,10 @@
 //! The BPF program: follows the allocation functions and the mapping calls of one process.
 //!
 //! The functions here are only entry points: each takes its arguments out of the registers or the tracepoint record.
-//! `allocation` holds what a call means for the tables, `mapping` what it means for the address space, `sample` the
-//! capture of stacks, `maps` the tables themselves.
+//! `allocation` holds what a call means for the tables, `mapping` what it means for the address space, `vm` what native
+//! code asks the VM for. `walk` walks stacks, with `lookup` for unwind rules, `erlang` for the Erlang process on the
+//! thread and `keep` for each stack once; `sample` chooses stacks and copies them where they cannot be walked. `maps` are
+//! the tables themselves.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]

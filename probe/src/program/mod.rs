@@ -2,6 +2,8 @@
 
 pub(crate) mod allocation;
 pub(crate) mod erlang;
+pub(crate) mod keep;
+pub(crate) mod lookup;
 pub(crate) mod mapping;
 pub(crate) mod maps;
 pub(crate) mod registers;

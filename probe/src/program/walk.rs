@@ -1,4 +1,4 @@
-//! Walks the stack of the current thread by unwind rows, and keeps each stack once.
+//! Walks the stack of the current thread by unwind rows, and the stack of the Erlang process on it.
 //!
 //! Needs `bpf_loop` (Linux 5.17), whose callbacks get at their state through the number of its slot.
 
@@ -9,16 +9,15 @@ use aya_ebpf::helpers::{
     generated::{bpf_loop, bpf_probe_read_user},
 };
 use beamscope_probe::{
-    Control, Counter, ERLANG_WORDS, ErlangEnd, MODULES, NATIVE_FRAMES, PLACES, ROWS_PER_CHUNK, Row, RuleKind,
-    STACK_WORDS, StoredStack, WalkEnd, walk_ends_index,
+    Control, Counter, ERLANG_WORDS, ErlangEnd, NATIVE_FRAMES, RuleKind, STACK_WORDS, StoredStack, WalkEnd,
+    walk_ends_index,
 };
 
 use super::{
     erlang::{Erlang, read_word},
-    maps::{
-        MODULE_TABLE, NEW_STACKS, NO_WAKEUP, PLACE_CACHE, ROWS, RULES, STACKS, WALK_BUDGET, WALKS, WALKS_BY_END, add,
-        count, count_by,
-    },
+    keep::keep,
+    lookup::rule_of,
+    maps::{RULES, WALK_BUDGET, WALKS, WALKS_BY_END, add, count, count_by},
     registers::Registers,
     thread::{now, returns, thread},
 };
@@ -27,17 +26,8 @@ use super::{
 pub(crate) const SLOTS: u32 = 8;
 /// Words of the Erlang stack that are read at a time.
 const CHUNK: usize = 64;
-/// Keys that are tried for stacks with the same hash.
-const PLACES_TRIED: u32 = 4;
-const NOEXIST: u64 = 1;
-const EEXIST: i32 = -17;
 /// Trampolines that a walk can step over.
 const TRAMPOLINES: u32 = 2;
-/// No rule.
-const NONE: u32 = u32::MAX;
-/// Steps of a search through the table of modules, and through the rows of one.
-const MODULE_STEPS: u32 = 13;
-const ROW_STEPS: u32 = 26;
 /// Bits of addresses in user space; above them a return address can have been signed (Documentation/arch/arm64,
 /// pointer-authentication.rst).
 #[cfg(bpf_target_arch = "aarch64")]
@@ -58,7 +48,7 @@ pub(crate) struct Walk {
     process: u64,
     /// What to subtract from the instruction pointer to be inside the call.
     before: u64,
-    hash: u64,
+    pub(crate) hash: u64,
     modules: u64,
     code_start: u64,
     code_end: u64,
@@ -66,7 +56,7 @@ pub(crate) struct Walk {
     cursor: u64,
     bottom: u64,
     chunk: [u64; CHUNK],
-    stack: StoredStack,
+    pub(crate) stack: StoredStack,
 }
 
 /// What walks may cost on a processor: element of the map `WALK_BUDGET`.
@@ -218,7 +208,7 @@ fn walk(control: &Control, registers: &Registers, leaf_is_return: bool, slot: u3
 }
 
 #[inline(always)]
-fn mix(hash: u64, word: u64) -> u64 {
+pub(crate) fn mix(hash: u64, word: u64) -> u64 {
     (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23)
 }
 
@@ -350,112 +340,6 @@ fn end(walk: &mut Walk, end: WalkEnd) -> i64 {
     1
 }
 
-/// A search for the last element that is not above `key`.
-#[repr(C)]
-struct Search {
-    key: u64,
-    low: u32,
-    high: u32,
-}
-
-/// Index of the rule for the instruction at `at`.
-///
-/// The places that stacks pass through are few, so what was found is kept: one word, so that nobody reads half of it.
-#[inline(always)]
-fn rule_of(at: u64, modules: u64) -> u32 {
-    let generation = (modules >> 32) & 0x3fff;
-    let tag = ((at / u64::from(PLACES)) << 30) | (generation << 16);
-    let place = (at ^ (at / u64::from(PLACES))) as u32 & (PLACES - 1);
-    let known = PLACE_CACHE.get_ptr_mut(place);
-    if let Some(known) = known {
-        // SAFETY: a map value, valid until the program ends.
-        let entry = unsafe { known.read_volatile() };
-        if entry & !0xffff == tag {
-            return entry as u32 & 0xffff;
-        }
-    }
-    let rule = find_rule(at, modules);
-    if rule <= 0xffff
-        && let Some(known) = known
-    {
-        // SAFETY: as above.
-        unsafe { known.write_volatile(tag | u64::from(rule)) };
-    }
-    rule
-}
-
-#[inline(always)]
-fn find_rule(at: u64, modules: u64) -> u32 {
-    let first = if (modules >> 32) & 1 == 0 { 0 } else { MODULES };
-    let mut search = Search { key: at, low: first, high: first + modules as u32 };
-    let context = (&raw mut search).cast::<c_void>();
-    // SAFETY: the callback has the form that the helper asks for.
-    unsafe { bpf_loop(MODULE_STEPS, halve_modules as *mut c_void, context, 0) };
-    if search.low <= first {
-        return NONE;
-    }
-    let Some(module) = MODULE_TABLE.get(search.low - 1) else { return NONE };
-    if at >= module.end {
-        return NONE;
-    }
-    if module.rows == 0 {
-        return module.rule;
-    }
-    let offset = at.wrapping_sub(module.base);
-    // Below the first row, or so far above the last that the offset does not fit into a row.
-    if offset > u64::from(u32::MAX) {
-        return 0;
-    }
-    let mut search = Search { key: offset, low: module.first_row, high: module.first_row + module.rows };
-    let context = (&raw mut search).cast::<c_void>();
-    // SAFETY: as above.
-    unsafe { bpf_loop(ROW_STEPS, halve_rows as *mut c_void, context, 0) };
-    if search.low <= module.first_row {
-        return 0;
-    }
-    row(search.low - 1).map_or(NONE, |row| row.rule())
-}
-
-#[inline(always)]
-fn row(index: u32) -> Option<Row> {
-    let chunk = ROWS.get(index / ROWS_PER_CHUNK as u32)?;
-    Some(chunk[index as usize % ROWS_PER_CHUNK])
-}
-
-#[inline(never)]
-extern "C" fn halve_modules(_index: u32, context: *mut c_void) -> i64 {
-    // SAFETY: the search, on the stack of the function that runs the loop.
-    let search = unsafe { &mut *context.cast::<Search>() };
-    if search.low >= search.high {
-        return 1;
-    }
-    let middle = search.low + (search.high - search.low) / 2;
-    let Some(module) = MODULE_TABLE.get(middle) else { return 1 };
-    if module.start <= search.key {
-        search.low = middle + 1;
-    } else {
-        search.high = middle;
-    }
-    0
-}
-
-#[inline(never)]
-extern "C" fn halve_rows(_index: u32, context: *mut c_void) -> i64 {
-    // SAFETY: as above.
-    let search = unsafe { &mut *context.cast::<Search>() };
-    if search.low >= search.high {
-        return 1;
-    }
-    let middle = search.low + (search.high - search.low) / 2;
-    let Some(row) = row(middle) else { return 1 };
-    if u64::from(row.pc()) <= search.key {
-        search.low = middle + 1;
-    } else {
-        search.high = middle;
-    }
-    0
-}
-
 /// Looks at one word of the Erlang stack. 1: it was the last.
 #[inline(never)]
 extern "C" fn word(index: u32, context: *mut c_void) -> i64 {
@@ -497,154 +381,4 @@ extern "C" fn word(index: u32, context: *mut c_void) -> i64 {
     walk.stack.erlang += 1;
     walk.hash = mix(walk.hash, word);
     0
-}
-
-/// A search for the place of a stack.
-#[repr(C)]
-struct Keep {
-    hash: u64,
-    /// The key, when it is found.
-    key: u64,
-    slot: u32,
-    /// 1 where the table is full.
-    full: u32,
-}
-
-/// Enters the stack where it is not known yet; its key.
-#[inline(always)]
-fn keep(walk: &mut Walk, slot: u32) -> Option<u64> {
-    let stack = &walk.stack;
-    let mut hash = walk.hash;
-    hash = mix(hash, (u64::from(stack.native) << 32) | u64::from(stack.erlang));
-    hash = mix(hash, (u64::from(stack.end) << 32) | u64::from(stack.erlang_end));
-    hash = mix(hash, (u64::from(stack.leaf_is_return) << 32) | u64::from(stack.scheduler));
-    let [module, function, arity] = stack.current;
-    hash = mix(mix(mix(hash, module), function), arity);
-    hash = mix(hash, stack.driver);
-    let [first, second] = command_words(stack);
-    hash = mix(mix(hash, first), second);
-    let mut keep = Keep { hash, key: 0, slot, full: 0 };
-    let context = (&raw mut keep).cast::<c_void>();
-    // SAFETY: the callback has the form that the helper asks for.
-    unsafe { bpf_loop(PLACES_TRIED, try_place as *mut c_void, context, 0) };
-    if keep.key != 0 {
-        return Some(keep.key);
-    }
-    count(if keep.full != 0 { Counter::StackTableFull } else { Counter::StackCollisions });
-    None
-}
-
-#[inline(never)]
-extern "C" fn try_place(attempt: u32, context: *mut c_void) -> i64 {
-    // SAFETY: the search, on the stack of the function that runs the loop.
-    let keep = unsafe { &mut *context.cast::<Keep>() };
-    let Some(walk) = WALKS.get_ptr_mut(keep.slot) else { return 1 };
-    // SAFETY: the slot is this program's until it is given back.
-    let stack = unsafe { &(*walk).stack };
-    let key = keep.hash.wrapping_add(attempt.into()) | 1 << 63;
-    let mut known = STACKS.get_ptr(key);
-    if known.is_none() {
-        match STACKS.insert(key, stack, NOEXIST) {
-            Ok(()) => {
-                announce(key);
-                keep.key = key;
-                return 1;
-            }
-            // Another processor was faster, with this stack or another one.
-            Err(EEXIST) => known = STACKS.get_ptr(key),
-            Err(_) => {
-                keep.full = 1;
-                return 1;
-            }
-        }
-    }
-    let Some(known) = known else { return 0 };
-    // SAFETY: a map value, valid until the program ends, that nobody changes.
-    if has_same_head(unsafe { &*known }, stack) && has_same_words(key, keep.slot, stack.native + stack.erlang) {
-        keep.key = key;
-        return 1;
-    }
-    0
-}
-
-#[inline(always)]
-fn command_words(stack: &StoredStack) -> [u64; 2] {
-    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = stack.command;
-    [u64::from_le_bytes([a, b, c, d, e, f, g, h]), u64::from_le_bytes([i, j, k, l, m, n, o, p])]
-}
-
-#[inline(always)]
-fn has_same_head(known: &StoredStack, stack: &StoredStack) -> bool {
-    known.native == stack.native
-        && known.erlang == stack.erlang
-        && known.end == stack.end
-        && known.erlang_end == stack.erlang_end
-        && known.leaf_is_return == stack.leaf_is_return
-        && known.scheduler == stack.scheduler
-        && known.current == stack.current
-        && known.driver == stack.driver
-        && command_words(known) == command_words(stack)
-}
-
-/// Words that are compared at a time.
-const COMPARED: usize = 16;
-
-/// A comparison of a stack that is known with one that was walked.
-#[repr(C)]
-struct Compare {
-    key: u64,
-    slot: u32,
-    words: u32,
-    differ: u32,
-}
-
-#[inline(always)]
-fn has_same_words(key: u64, slot: u32, words: u32) -> bool {
-    let mut compare = Compare { key, slot, words, differ: 0 };
-    let context = (&raw mut compare).cast::<c_void>();
-    // SAFETY: the callback has the form that the helper asks for.
-    unsafe { bpf_loop((STACK_WORDS / COMPARED) as u32, compare_words as *mut c_void, context, 0) };
-    compare.differ == 0
-}
-
-#[inline(never)]
-extern "C" fn compare_words(index: u32, context: *mut c_void) -> i64 {
-    // SAFETY: the comparison, on the stack of the function that runs the loop.
-    let compare = unsafe { &mut *context.cast::<Compare>() };
-    let first = index as usize * COMPARED;
-    if first >= compare.words as usize || first > STACK_WORDS - COMPARED {
-        return 1;
-    }
-    let (Some(known), Some(walk)) = (STACKS.get_ptr(compare.key), WALKS.get_ptr_mut(compare.slot)) else {
-        compare.differ = 1;
-        return 1;
-    };
-    // SAFETY: `first` and what is compared from there on lie in the array of a map value that nobody changes.
-    let known = unsafe { (&raw const (*known).words).cast::<u64>().add(first) };
-    // SAFETY: likewise, and the slot is this program's until it is given back.
-    let words = unsafe { (&raw const (*walk).stack.words).cast::<u64>().add(first) };
-    let left = compare.words - first as u32;
-    let mut difference = 0;
-    for offset in 0..COMPARED {
-        // What stands behind the end is left over from other stacks.
-        if (offset as u32) < left {
-            // SAFETY: as above.
-            difference |= unsafe { *known.add(offset) ^ *words.add(offset) };
-        }
-    }
-    if difference != 0 {
-        compare.differ = 1;
-        return 1;
-    }
-    0
-}
-
-/// Tells the agent of a new stack, so that it learns its names while they are there.
-#[inline(always)]
-fn announce(key: u64) {
-    // Where the ring buffer is full, the agent finds the stack in the table.
-    if let Some(mut entry) = NEW_STACKS.reserve::<u64>(0) {
-        entry.write(key);
-        entry.submit(NO_WAKEUP);
-    }
 }
