@@ -9,6 +9,10 @@
 //! target ──► ProcessView, memory ──► erts, libc ──► explain ──► Explanation ───────────────┘
 //! ```
 //!
+//! Stacks are walked in the kernel by [`stack::rows`], which [`recorder`] makes of the files' unwind tables and
+//! [`kernel::session`] puts into its maps; what it could not walk arrives as an image, for [`stack::unwind`]. Both give a
+//! [`stack::raw::RawStack`] of addresses, native and Erlang, that [`symbol`] and [`erts::names`] turn into frames.
+//!
 //! The lower line is one look at a node: a live one ([`look`]), a saved [`image`] or a core dump. A recording holds
 //! several.
 //!
