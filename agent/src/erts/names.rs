@@ -1,6 +1,6 @@
 //! Which Erlang functions are on a stack? Names are looked up while the code is there, and kept.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use beamscope_probe::{ErlangEnd, SchedulerKind};
 
@@ -35,12 +35,14 @@ pub struct ErlangNames {
     atoms: Option<AtomTable>,
     places: HashMap<Address, Option<Place>>,
     functions: HashMap<[u64; 3], Option<Mfa>>,
+    /// Addresses at which other code has been seen since they were named: a stack with one of them can be of either.
+    reused: HashSet<Address>,
 }
 
 impl ErlangNames {
     /// Names by what was found of the node: the list of code that was made at run time, and the atoms.
     pub fn new(table: Option<CodeTable>, atoms: Option<AtomTable>) -> Self {
-        Self { table, atoms, places: HashMap::new(), functions: HashMap::new() }
+        Self { table, atoms, places: HashMap::new(), functions: HashMap::new(), reused: HashSet::new() }
     }
 
     /// Looks up what is new in `stacks`. An error says why new code has no names; what is known keeps its own.
@@ -51,9 +53,12 @@ impl ErlangNames {
         memory: &(impl ReadMemory + ?Sized),
     ) -> Result<(), CodeTableError> {
         let refreshed = match &mut self.table {
-            Some(table) => table.refresh(memory).map(|_is_new| ()),
-            None => Ok(()),
+            Some(table) => table.refresh(memory),
+            None => Ok(false),
         };
+        if matches!(refreshed, Ok(true)) {
+            self.note_reused();
+        }
         for stack in stacks {
             let boundary = (stack.end == StackEnd::Jit).then_some(stack.addresses.last()).flatten();
             for address in boundary.into_iter().chain(&stack.erlang.addresses) {
@@ -64,7 +69,20 @@ impl ErlangNames {
             }
             self.learn_function(stack.erlang.current, view, memory);
         }
-        refreshed
+        refreshed.map(|_is_new| ())
+    }
+
+    /// Addresses that have been other code's since a stack with them was named.
+    pub fn reused(&self) -> u64 {
+        self.reused.len() as u64
+    }
+
+    fn note_reused(&mut self) {
+        let Some(table) = &self.table else { return };
+        let is_other = |(address, place): &(&Address, &Option<Place>)| {
+            place.is_some() && table.lookup(**address).is_some_and(|now| Some(&now) != place.as_ref())
+        };
+        self.reused.extend(self.places.iter().filter(is_other).map(|(address, _)| *address));
     }
 
     fn learn_function(&mut self, words: [u64; 3], view: &ProcessView, memory: &(impl ReadMemory + ?Sized)) {
@@ -165,5 +183,130 @@ fn frame(address: Address, mfa: &Mfa, file: Option<String>, line: Option<u32>) -
         file,
         line,
         inlined: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        sample::{self, jit, stripped},
+        stack::raw::RawErlang,
+    };
+
+    const NIF: [u64; 3] = [11, 12, 2];
+
+    fn mfa(function: &str) -> Mfa {
+        Mfa { module: "shop".into(), function: function.into(), arity: 1 }
+    }
+
+    fn function(name: &str, line: u32) -> Place {
+        Place::Function { mfa: mfa(name), file: Some("shop.erl".into()), line: Some(line), offset: 8 }
+    }
+
+    /// 0x100 is `call_nif_shared`, 0x200 `call_light_bif_shared`, 0x300 and 0x400 are functions, 0x500 is the header behind
+    /// which a process's first function returns.
+    fn names() -> ErlangNames {
+        let fragment = |name: &str| Place::Fragment { name: name.into() };
+        let places = [
+            (0xff, fragment("global::call_nif_shared")),
+            (0x1ff, fragment("global::call_light_bif_shared")),
+            (0x2ff, function("add", 7)),
+            (0x3ff, function("run", 9)),
+            (0x4ff, Place::Prologue { mfa: mfa("normal_exit"), offset: 40 }),
+        ];
+        let mut names = ErlangNames::new(None, None);
+        names.places = places.into_iter().map(|(address, place)| (Address(address), Some(place))).collect();
+        names.functions.insert(NIF, Some(mfa("nif")));
+        names
+    }
+
+    fn raw(boundary: u64, end: StackEnd, erlang: &[u64], erlang_end: ErlangEnd) -> RawStack {
+        RawStack {
+            addresses: vec![Address(0x9000), Address(boundary)],
+            end,
+            erlang: RawErlang {
+                current: NIF,
+                addresses: erlang.iter().map(|address| Address(*address)).collect(),
+                end: erlang_end,
+            },
+            ..RawStack::default()
+        }
+    }
+
+    fn native(frames: Vec<Frame>, end: StackEnd) -> Stack {
+        Stack { frames, end }
+    }
+
+    fn check(raw: &RawStack, native: Stack, expected: &[&str], end: StackEnd) {
+        let stack = names().complete(raw, native);
+        let seen = stack.frames.iter().map(|frame| {
+            let line = frame.line.map(|line| format!(":{line}")).unwrap_or_default();
+            format!(
+                "{}!{}{line}",
+                frame.module.as_deref().unwrap_or_default(),
+                frame.function.as_deref().unwrap_or_default()
+            )
+        });
+        assert_eq!((seen.collect::<Vec<_>>(), stack.end), (expected.iter().map(ToString::to_string).collect(), end));
+    }
+
+    fn leak() -> Vec<Frame> {
+        vec![sample::frame("leaky.so", "leak", None), jit()]
+    }
+
+    #[test]
+    fn a_nif_stands_before_its_caller() {
+        let stack = raw(0x100, StackEnd::Jit, &[0x300, 0x400, 0x500], ErlangEnd::Complete);
+        let expected = ["leaky.so!leak", "shop!nif/1", "shop!add/1:7", "shop!run/1:9"];
+        check(&stack, native(leak(), StackEnd::Jit), &expected, StackEnd::Erlang);
+    }
+
+    #[test]
+    fn what_a_light_bif_has_not_noted_is_not_believed() {
+        let stack = raw(0x200, StackEnd::Jit, &[0x300, 0x500], ErlangEnd::Complete);
+        check(&stack, native(leak(), StackEnd::Jit), &["leaky.so!leak", "shop!add/1:7"], StackEnd::Erlang);
+    }
+
+    #[test]
+    fn code_that_calls_the_vm_itself_is_the_innermost_function() {
+        let stack = raw(0x400, StackEnd::Jit, &[0x300], ErlangEnd::TooDeep);
+        let expected = ["leaky.so!leak", "shop!run/1:9", "shop!add/1:7"];
+        check(&stack, native(leak(), StackEnd::Jit), &expected, StackEnd::Truncated);
+    }
+
+    #[test]
+    fn a_cut_native_stack_stays_cut() {
+        let stack = raw(0x9100, StackEnd::NoUnwindInformation, &[0x300], ErlangEnd::Complete);
+        let cut = native(vec![stripped("leaky.so", 1)], StackEnd::NoUnwindInformation);
+        check(&stack, cut, &["leaky.so!", "shop!add/1:7"], StackEnd::NoUnwindInformation);
+    }
+
+    #[test]
+    fn of_a_dirty_scheduler_only_what_the_process_asked_for_is_shown() {
+        let dirty = RawStack {
+            scheduler: Some(SchedulerKind::DirtyCpu),
+            ..raw(0x9100, StackEnd::Root, &[0x300], ErlangEnd::Complete)
+        };
+        let frames = ["erts_call_dirty_nif", DIRTY_LOOP, "sched_dirty_cpu_thread_func"];
+        let frames = frames.map(|name| sample::frame("beam.smp", name, None)).to_vec();
+        let expected = ["beam.smp!erts_call_dirty_nif", "shop!nif/1", "shop!add/1:7"];
+        check(&dirty, native(frames, StackEnd::Root), &expected, StackEnd::Erlang);
+    }
+
+    #[test]
+    fn an_interpreters_nif_is_named_and_its_callers_are_not() {
+        let stack = raw(0x9100, StackEnd::Root, &[], ErlangEnd::Unknown);
+        let frames = |callee: Frame| vec![callee, sample::frame("beam.smp", INTERPRETER, None)];
+        let nif = native(frames(sample::frame("leaky.so", "leak", None)), StackEnd::Root);
+        check(&stack, nif, &["leaky.so!leak", "beam.smp!process_main", "shop!nif/1"], StackEnd::Root);
+        let own = native(frames(sample::frame("beam.smp", "ets_insert_2", None)), StackEnd::Root);
+        check(&stack, own, &["beam.smp!ets_insert_2", "beam.smp!process_main"], StackEnd::Root);
+    }
+
+    #[test]
+    fn without_names_the_boundary_stays() {
+        let stack = raw(0x9900, StackEnd::Jit, &[], ErlangEnd::Unknown);
+        check(&stack, native(leak(), StackEnd::Jit), &["leaky.so!leak", "!"], StackEnd::Jit);
     }
 }

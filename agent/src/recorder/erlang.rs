@@ -121,6 +121,11 @@ impl Erlang {
         self.allocators.get(&number).cloned().unwrap_or_else(|| format!("allocator {number}"))
     }
 
+    /// Addresses of code whose stacks can be of either of two functions.
+    pub(super) fn reused_addresses(&self) -> u64 {
+        self.names.reused()
+    }
+
     /// Where the kernel finds things.
     pub(super) fn offsets(&self) -> ErlangOffsets {
         self.offsets

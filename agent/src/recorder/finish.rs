@@ -84,6 +84,7 @@ impl Recorder {
             ("dropped_mapping_events", dropped_events),
             ("stacks_without_room", self.stacks.refused()),
             ("addresses_without_readable_symbols", self.code.unreadable_symbols()),
+            ("reused_code_addresses", self.code.erlang.reused_addresses()),
         ] {
             losses.insert(name.to_owned(), value);
         }

@@ -174,3 +174,32 @@ impl WalkCounts {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each walk is complete, or there is a reason why it is not.
+    #[test]
+    fn every_walk_is_accounted_for() {
+        let mut counts = WalkCounts::default();
+        for (number, (end, erlang)) in
+            (1..).zip(WalkEnd::ALL.iter().flat_map(|end| ErlangEnd::ALL.map(|erlang| (*end, erlang))))
+        {
+            counts.0.insert((end, erlang), number);
+        }
+        let lost: u64 = counts.losses().map(|(_, stacks)| stacks).sum();
+        assert_eq!(counts.complete() + lost, counts.all());
+        assert!(counts.complete() > 0 && lost > 0);
+    }
+
+    #[test]
+    fn a_stack_that_was_cut_is_not_complete() {
+        let of = |end, erlang| WalkCounts(BTreeMap::from([((end, erlang), 1)])).complete();
+        assert_eq!(of(WalkEnd::Root, ErlangEnd::NoProcess), 1);
+        assert_eq!(of(WalkEnd::Jit, ErlangEnd::Complete), 1);
+        assert_eq!(of(WalkEnd::Jit, ErlangEnd::Unknown), 0);
+        assert_eq!(of(WalkEnd::Root, ErlangEnd::Unreadable), 0);
+        assert_eq!(of(WalkEnd::Gap, ErlangEnd::Complete), 0);
+    }
+}

@@ -50,6 +50,9 @@ pub fn effect(counter: &str) -> &'static str {
         "stacks_without_room" => {
             "stacks were too many to keep: their bytes are counted without callers; totals are right"
         }
+        "reused_code_addresses" => {
+            "Erlang code was loaded where other code had been: functions at these places can be the older ones"
+        }
         "malformed_records" => "events that could not be understood were left out",
         _ => UNKNOWN,
     }
