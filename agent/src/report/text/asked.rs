@@ -11,7 +11,6 @@ use crate::{
         page::{of, table},
         unit,
     },
-    stack::FrameKind,
 };
 
 /// Width of the column with the VM's functions.
@@ -26,22 +25,19 @@ impl Text<'_> {
         }
         let shown = sites.len().min(self.options.top);
         self.page.heading(&format!("Who asked for carriers{}", of(shown, sites.len())))?;
-        let mut table =
-            table(&["#", "asked for", "carriers", "allocator", "function", "Erlang function", "thread"], 0..3);
+        let mut table = table(&["#", "asked for", "carriers", "allocator", "function", "on behalf of"], 0..3);
         for (rank, ranked) in (1..).zip(sites.iter().take(shown)) {
             let site = ranked.site;
             let allocator = match &site.asked {
                 Asked::Carriers { allocator } => allocator,
                 Asked::System | Asked::Vm => "?",
             };
-            let erlang = site.stack.frames.iter().find(|frame| frame.kind == FrameKind::Erlang);
             table.add_row(vec![
                 rank.to_string(),
                 self.options.units.bytes(site.allocated_bytes),
                 unit::count(site.allocated_blocks),
                 label::shorten(&label::clean(allocator), LIBRARY),
                 label::shorten(&responsible(ranked).unwrap_or_else(|| "(no stack)".into()), FUNCTION),
-                label::shorten(&erlang.map(label::function).unwrap_or_default(), FUNCTION),
                 caller(ranked),
             ]);
         }
