@@ -22,6 +22,8 @@ pub enum SampleOrigin {
     Mapping,
     /// Made the thread whose id is `sequence`.
     Thread,
+    /// One of a site of which every allocation is sent; stands for itself.
+    Each,
 }
 
 /// A `u32` that is no [`SampleOrigin`].
@@ -37,6 +39,7 @@ impl TryFrom<u32> for SampleOrigin {
             2 => Ok(Self::Sampled),
             3 => Ok(Self::Mapping),
             4 => Ok(Self::Thread),
+            5 => Ok(Self::Each),
             _ => Err(UnknownSampleOrigin(value)),
         }
     }

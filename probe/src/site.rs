@@ -169,7 +169,8 @@ pub struct SiteKey {
     pub stack_pointer: u64,
     /// The [`Function`] that was called; for [`Function::MsegAlloc`] with the allocator's number in the upper half.
     pub function: u32,
-    /// 1 for a stack.
+    /// 1 for a stack. 2 for a place whose stack led into code that was not known yet: each of its allocations is sent as a
+    /// [`SampleOrigin::Each`](crate::SampleOrigin::Each).
     pub is_stack: u32,
 }
 

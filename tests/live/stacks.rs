@@ -203,8 +203,13 @@ fn stacks_are_complete() {
     let count = |name: &str| report.0["counts"][name].as_u64().unwrap_or_else(|| panic!("no {name}: {}", report.0));
     let (walked, complete) = (count("walked_stacks"), count("complete_stacks"));
     assert!(walked > 10_000, "{walked}");
+    // Without the JIT, the Erlang part is not known, and that is said.
+    let unknown = report.0["losses"]["stacks_without_erlang_frames"].as_u64().unwrap_or(0);
+    let jit = report.0["node"]["emulator"] == "jit";
+    assert_eq!(unknown == 0, jit, "{}", report.0["losses"]);
+    let complete = complete + unknown;
     assert!(complete <= walked && complete * 1000 >= walked * 995, "{complete} of {walked}: {}", report.0["losses"]);
-    assert!(reasons(&report) >= walked - complete, "{complete} of {walked}: {}", report.0["losses"]);
+    assert!(reasons(&report) >= walked - count("complete_stacks"), "{complete} of {walked}: {}", report.0["losses"]);
 }
 
 /// How many stacks the losses account for.

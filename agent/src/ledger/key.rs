@@ -79,11 +79,13 @@ impl KeyLedger {
     /// Takes a sample.
     pub(super) fn sample(&mut self, header: &SampleHeader, origin: SampleOrigin, stack: StackId, mean: u64) {
         // An introduction was not drawn, so it stands for nothing; it only shows the stack.
-        let weight = if origin == SampleOrigin::Sampled {
-            let bytes = weight(header.size, mean);
-            Weight { bytes, blocks: bytes / header.size.max(1) as f64 }
-        } else {
-            Weight::default()
+        let weight = match origin {
+            SampleOrigin::Sampled => {
+                let bytes = weight(header.size, mean);
+                Weight { bytes, blocks: bytes / header.size.max(1) as f64 }
+            }
+            SampleOrigin::Each => Weight { bytes: header.size as f64, blocks: 1.0 },
+            SampleOrigin::Introduction | SampleOrigin::Mapping | SampleOrigin::Thread => Weight::default(),
         };
         self.stacks.entry(stack).or_default().allocated.add(weight, 1.0);
         let block = (header.address, header.sequence);

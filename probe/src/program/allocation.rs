@@ -199,8 +199,12 @@ pub(crate) fn leave<const WALK: bool, const VM: bool>(registers: &Registers, res
     };
     if WALK {
         if walk::is_affordable(control, allocated_at) {
-            if let Some(stack) = walk::of_allocation(control, registers, allocated_at) {
-                key = SiteKey { caller: stack, stack_pointer: 0, function, is_stack: 1 };
+            match walk::of_allocation(control, registers, allocated_at) {
+                walk::Walked::Kept(stack) => {
+                    key = SiteKey { caller: stack, stack_pointer: 0, function, is_stack: 1 };
+                }
+                walk::Walked::NewCode => key.is_stack = 2,
+                walk::Walked::Lost => {}
             }
         } else {
             count(Counter::UnwalkedAllocations);
@@ -215,7 +219,7 @@ pub(crate) fn leave<const WALK: bool, const VM: bool>(registers: &Registers, res
     let words = unsafe { (&raw mut (*site).allocated_bytes, &raw mut (*site).allocated_blocks) };
     add(words.0, call.size);
     add(words.1, 1);
-    if key.is_stack == 0 {
+    if key.is_stack != 1 {
         sample::of_allocation::<WALK>(control, site, address, &block, registers);
     }
 }
@@ -236,7 +240,7 @@ pub(crate) fn request_carrier<const WALK: bool>(registers: &Registers, allocator
     let function = Function::MsegAlloc as u32 | ((allocator as u32 & 0xffff) << 16);
     let allocated_at = now();
     // They are few, so that each is worth its walk. No stack has the key 0.
-    let stack = if WALK { walk::of_allocation(control, &registers, allocated_at).unwrap_or(0) } else { 0 };
+    let stack = if WALK { walk::of_allocation(control, &registers, allocated_at).key() } else { 0 };
     let mut key = SiteKey { caller: stack, stack_pointer: 0, function, is_stack: 1 };
     if stack == 0 {
         key = SiteKey { caller: caller.address, stack_pointer: caller.stack_pointer, function, is_stack: 0 };
@@ -246,7 +250,7 @@ pub(crate) fn request_carrier<const WALK: bool>(registers: &Registers, allocator
     let words = unsafe { (&raw mut (*site).allocated_bytes, &raw mut (*site).allocated_blocks) };
     add(words.0, size);
     add(words.1, 1);
-    if key.is_stack == 0 {
+    if key.is_stack != 1 {
         sample::of_allocation::<WALK>(control, site, 0, &Block { size, allocated_at, site: key }, &registers);
     }
 }

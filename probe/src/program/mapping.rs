@@ -145,7 +145,7 @@ pub(crate) fn leave<const WALK: bool>(result: u64, caller: Caller<'_>) {
     }
     if WALK && let Some(registers) = &registers {
         let leaf_is_return = matches!(caller, Caller::Function(_));
-        event.stack = walk::stack(control, registers, leaf_is_return).unwrap_or(0);
+        event.stack = walk::stack(control, registers, leaf_is_return).key();
     }
     send(&event);
     if event.stack == 0

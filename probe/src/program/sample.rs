@@ -19,6 +19,8 @@ use super::{
     walk,
 };
 
+/// Stacks that are sent of a site whose code is new, before it counts as one that will stay unknown.
+const NEW_CODE: u64 = 1024;
 /// Bytes that are read at a time: no page is smaller, so a chunk is readable as a whole or not at all.
 const CHUNK: usize = 4096;
 
@@ -43,7 +45,15 @@ pub(crate) fn of_allocation<const WALK: bool>(
     let introductions = unsafe { &raw mut (*site).introductions };
     // SAFETY: as above; a race only captures one stack more.
     let introduce = unsafe { *introductions } < u64::from(control.introductions);
-    let origin = if is_due(block.size) {
+    let of_new_code = block.site.is_stack == 2;
+    let due = is_due(block.size);
+    let origin = if of_new_code {
+        // SAFETY: as above.
+        if unsafe { *introductions } >= NEW_CODE {
+            return;
+        }
+        SampleOrigin::Each
+    } else if due {
         SampleOrigin::Sampled
     } else if introduce {
         SampleOrigin::Introduction
@@ -59,12 +69,12 @@ pub(crate) fn of_allocation<const WALK: bool>(
         thread: thread(),
         origin: origin as u32,
     };
-    let stack = if WALK { walk::stack(control, registers, true) } else { None };
+    let stack = if WALK && !of_new_code { walk::stack(control, registers, true).key() } else { 0 };
     let captured = match stack {
-        Some(stack) => send(&SampleHeader { stack, ..header }),
-        None => capture(control, &header, registers),
+        0 => capture(control, &header, registers),
+        stack => send(&SampleHeader { stack, ..header }),
     };
-    if captured && introduce {
+    if captured && (introduce || of_new_code) {
         add(introductions, 1);
     }
 }
@@ -81,10 +91,10 @@ pub(crate) fn of_mapping(control: &Control, sequence: u64, size: u64, registers:
 pub(crate) fn of_thread<const WALK: bool>(control: &Control, new: u32, registers: &Registers) {
     let origin = SampleOrigin::Thread as u32;
     let header = SampleHeader { sequence: new.into(), origin, thread: thread(), ..SampleHeader::default() };
-    let stack = if WALK { walk::stack(control, registers, true) } else { None };
+    let stack = if WALK { walk::stack(control, registers, true).key() } else { 0 };
     match stack {
-        Some(stack) => send(&SampleHeader { stack, ..header }),
-        None => capture(control, &header, registers),
+        0 => capture(control, &header, registers),
+        stack => send(&SampleHeader { stack, ..header }),
     };
 }
 

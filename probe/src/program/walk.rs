@@ -59,6 +59,28 @@ pub(crate) struct Walk {
     pub(crate) stack: StoredStack,
 }
 
+/// What became of a walk.
+#[derive(Clone, Copy)]
+pub(crate) enum Walked {
+    /// The stack is in the map `STACKS`, under this key.
+    Kept(u64),
+    /// It leads into code that is not known yet.
+    NewCode,
+    /// It could not be kept.
+    Lost,
+}
+
+impl Walked {
+    /// The stack's key; 0 for none.
+    #[inline(always)]
+    pub(crate) fn key(self) -> u64 {
+        match self {
+            Self::Kept(key) => key,
+            Self::NewCode | Self::Lost => 0,
+        }
+    }
+}
+
 /// What walks may cost on a processor: element of the map `WALK_BUDGET`.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -93,8 +115,8 @@ pub(crate) fn is_affordable(control: &Control, now: u64) -> bool {
 
 /// Walks the stack of an allocation, at the cost of the budget; see [`stack`].
 #[inline(always)]
-pub(crate) fn of_allocation(control: &Control, registers: &Registers, began: u64) -> Option<u64> {
-    let key = stack(control, registers, true);
+pub(crate) fn of_allocation(control: &Control, registers: &Registers, began: u64) -> Walked {
+    let walked = stack(control, registers, true);
     let took = now() - began;
     count_by(Counter::WalkNanoseconds, took);
     count(Counter::Walks);
@@ -102,23 +124,22 @@ pub(crate) fn of_allocation(control: &Control, registers: &Registers, began: u64
         // SAFETY: as above.
         unsafe { (*budget).left -= took as i64 };
     }
-    key
+    walked
 }
 
-/// Walks the stack that begins with `registers`; its key in the map `STACKS`. `None` where it cannot be kept, or leads into
-/// code that is not known yet.
+/// Walks the stack that begins with `registers`.
 #[inline(always)]
-pub(crate) fn stack(control: &Control, registers: &Registers, leaf_is_return: bool) -> Option<u64> {
+pub(crate) fn stack(control: &Control, registers: &Registers, leaf_is_return: bool) -> Walked {
     let Some(slot) = take_slot() else {
         count(Counter::WalkersBusy);
-        return None;
+        return Walked::Lost;
     };
-    let key = walk(control, registers, leaf_is_return, slot);
+    let walked = walk(control, registers, leaf_is_return, slot);
     if let Some(walk) = WALKS.get_ptr_mut(slot) {
         // SAFETY: a map value, valid until the program ends.
         unsafe { (&raw mut (*walk).busy).write_volatile(0) };
     }
-    key
+    walked
 }
 
 /// Takes a slot that nobody uses. By a loop in the kernel, so that the number is any to the verifier and what follows is
@@ -155,9 +176,10 @@ fn exchange(word: *mut u64, value: u64) -> u64 {
 }
 
 #[inline(always)]
-fn walk(control: &Control, registers: &Registers, leaf_is_return: bool, slot: u32) -> Option<u64> {
+fn walk(control: &Control, registers: &Registers, leaf_is_return: bool, slot: u32) -> Walked {
+    let Some(walk) = WALKS.get_ptr_mut(slot) else { return Walked::Lost };
     // SAFETY: the slot is this program's until it is given back.
-    let walk = unsafe { &mut *WALKS.get_ptr_mut(slot)? };
+    let walk = unsafe { &mut *walk };
     let thread = thread();
     walk.instruction_pointer = registers.instruction_pointer;
     walk.stack_pointer = registers.stack_pointer;
@@ -182,7 +204,7 @@ fn walk(control: &Control, registers: &Registers, leaf_is_return: bool, slot: u3
 
     // The agent will know the code in a moment; until then it is sent the stack itself.
     if walk.stack.end == WalkEnd::NoModule as u32 {
-        return None;
+        return Walked::NewCode;
     }
     let in_process = walk.stack.end == WalkEnd::Jit as u32;
     let erlang = Erlang::of_thread(control, thread, if in_process { walk.process } else { 0 });
@@ -204,7 +226,7 @@ fn walk(control: &Control, registers: &Registers, leaf_is_return: bool, slot: u3
     if let Some(counter) = WALKS_BY_END.get_ptr_mut(walk_ends_index(walk.stack.end, walk.stack.erlang_end)) {
         add(counter, 1);
     }
-    keep(walk, slot)
+    keep(walk, slot).map_or(Walked::Lost, Walked::Kept)
 }
 
 #[inline(always)]
