@@ -95,8 +95,9 @@ async fn follow(
     let mut observe = interval(OBSERVE_EVERY);
     observe.set_missed_tick_behavior(MissedTickBehavior::Delay);
     #[expect(deprecated, reason = "the sound successor is unsafe to call, and an OwnedFd keeps its descriptor")]
-    let new_code = AsyncFd::with_interest(recorder.new_code()?, Interest::READABLE);
-    let new_code = new_code.context("cannot listen for events")?;
+    let listen = |events| AsyncFd::with_interest(events, Interest::READABLE).context("cannot listen for events");
+    let [new_code, new_stacks] = recorder.urgent()?.map(listen);
+    let (new_code, new_stacks) = (new_code?, new_stacks?);
     let end = sleep_until(tokio::time::Instant::now() + duration);
     tokio::pin!(end);
     loop {
@@ -107,6 +108,10 @@ async fn follow(
             _ = stop.hang_up.recv() => return Ok(Ended::Interrupted),
             () = &mut end => return Ok(Ended::Duration),
             ready = new_code.readable() => {
+                ready.context("cannot listen for events")?.clear_ready();
+                recorder.poll()?;
+            }
+            ready = new_stacks.readable() => {
                 ready.context("cannot listen for events")?.clear_ready();
                 recorder.poll()?;
             }

@@ -72,6 +72,11 @@ impl ErlangNames {
         refreshed.map(|_is_new| ())
     }
 
+    /// Addresses of code that was gone before it could be asked for its name.
+    pub fn nameless(&self) -> u64 {
+        self.places.values().filter(|place| place.is_none()).count() as u64
+    }
+
     /// Addresses that have been other code's since a stack with them was named.
     pub fn reused(&self) -> u64 {
         self.reused.len() as u64
@@ -150,9 +155,11 @@ impl ErlangNames {
 
     /// The frame of a return address; `None` where no function is.
     fn frame(&self, address: Address) -> Option<Frame> {
-        match self.place(address)? {
-            Place::Function { mfa, file, line, .. } => Some(frame(address, mfa, file.clone(), *line)),
-            Place::Prologue { .. } | Place::Fragment { .. } => None,
+        match self.place(address) {
+            Some(Place::Function { mfa, file, line, .. }) => Some(frame(address, mfa, file.clone(), *line)),
+            Some(Place::Prologue { .. } | Place::Fragment { .. }) => None,
+            // Code that was gone before it could be asked for its name.
+            None => Some(nameless(address)),
         }
     }
 }
@@ -170,6 +177,11 @@ fn is_interpreters_nif(native: &Stack) -> bool {
 /// Where to look for what called: a return address can be the next function's first.
 fn call_of(address: Address) -> Address {
     Address(address.0.saturating_sub(1))
+}
+
+fn nameless(address: Address) -> Frame {
+    let (kind, module, function) = (FrameKind::Jit, None, None);
+    Frame { address, kind, module, function, offset: None, file: None, line: None, inlined: false }
 }
 
 fn frame(address: Address, mfa: &Mfa, file: Option<String>, line: Option<u32>) -> Frame {
@@ -302,6 +314,13 @@ mod tests {
         check(&stack, nif, &["leaky.so!leak", "beam.smp!process_main", "shop!nif/1"], StackEnd::Root);
         let own = native(frames(sample::frame("beam.smp", "ets_insert_2", None)), StackEnd::Root);
         check(&stack, own, &["beam.smp!ets_insert_2", "beam.smp!process_main"], StackEnd::Root);
+    }
+
+    #[test]
+    fn code_that_is_gone_leaves_a_frame_without_a_name() {
+        let stack = raw(0x100, StackEnd::Jit, &[0x300, 0x7700, 0x400], ErlangEnd::Complete);
+        let expected = ["leaky.so!leak", "shop!nif/1", "shop!add/1:7", "!", "shop!run/1:9"];
+        check(&stack, native(leak(), StackEnd::Jit), &expected, StackEnd::Erlang);
     }
 
     #[test]

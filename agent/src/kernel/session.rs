@@ -288,9 +288,9 @@ impl Session {
         (0..WALK_ENDS).map(count).collect()
     }
 
-    /// Becomes readable when the process has mapped new code.
-    pub fn new_code(&self) -> io::Result<OwnedFd> {
-        self.mappings.as_fd().try_clone_to_owned()
+    /// Become readable when the process has mapped new code, and when there is a new stack.
+    pub fn urgent(&self) -> io::Result<[OwnedFd; 2]> {
+        Ok([self.mappings.as_fd().try_clone_to_owned()?, self.new_stacks.as_fd().try_clone_to_owned()?])
     }
 
     /// Passes on the stack samples that have arrived, at most `limit`; says how many. Records that are too short are

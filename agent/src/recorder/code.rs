@@ -294,9 +294,13 @@ impl Code {
         stack
     }
 
-    /// Looks up the names of new stacks.
-    pub(super) fn learn(&mut self, stacks: &[&RawStack], target: &Target) {
+    /// Looks up the native names of new stacks.
+    pub(super) fn learn(&mut self, stacks: &[&RawStack]) {
         self.symbols.learn(stacks, &self.mappings);
+    }
+
+    /// Looks up the Erlang names of new stacks, which takes much less time and can be put off much less.
+    pub(super) fn learn_erlang(&mut self, stacks: &[&RawStack], target: &Target) {
         if let Err(error) = self.erlang.learn(stacks, &self.mappings, target)
             && target.is_alive()
         {

@@ -121,6 +121,11 @@ impl Erlang {
         self.allocators.get(&number).cloned().unwrap_or_else(|| format!("allocator {number}"))
     }
 
+    /// Addresses of code that has no name.
+    pub(super) fn nameless_addresses(&self) -> u64 {
+        self.names.nameless()
+    }
+
     /// Addresses of code whose stacks can be of either of two functions.
     pub(super) fn reused_addresses(&self) -> u64 {
         self.names.reused()

@@ -85,6 +85,7 @@ impl Recorder {
             ("stacks_without_room", self.stacks.refused()),
             ("addresses_without_readable_symbols", self.code.unreadable_symbols()),
             ("reused_code_addresses", self.code.erlang.reused_addresses()),
+            ("nameless_code_addresses", self.code.erlang.nameless_addresses()),
         ] {
             losses.insert(name.to_owned(), value);
         }

@@ -186,9 +186,9 @@ impl Recorder {
         Ok(())
     }
 
-    /// Becomes readable when the process has mapped new code, so that [`Recorder::poll`] should be called at once.
-    pub fn new_code(&self) -> anyhow::Result<OwnedFd> {
-        self.session.new_code().context("cannot listen for events of the BPF program")
+    /// Become readable when [`Recorder::poll`] should be called at once: there is new code, or a new stack.
+    pub fn urgent(&self) -> anyhow::Result<[OwnedFd; 2]> {
+        self.session.urgent().context("cannot listen for events of the BPF program")
     }
 
     /// Whether the process still exists.
@@ -214,6 +214,8 @@ impl Recorder {
         for key in keys {
             self.stacks.walked(key, &self.session, &self.target, &mut self.ledger)?;
         }
+        let Self { stacks, code, target, .. } = self;
+        stacks.learn_erlang(|new| code.learn_erlang(new, target));
         let mut events = Vec::new();
         self.session.read_mappings(RECORDS_AT_ONCE, &mut self.malformed, |event| events.push(*event));
         for event in &events {
@@ -320,7 +322,8 @@ impl Recorder {
     fn learn(&mut self) {
         self.learned = Instant::now();
         let Self { stacks, code, target, .. } = self;
-        stacks.learn(|new| code.learn(new, target));
+        stacks.learn_erlang(|new| code.learn_erlang(new, target));
+        stacks.learn(|new| code.learn(new));
     }
 }
 

@@ -22,6 +22,8 @@ pub(super) struct StackTable {
     /// Stacks that made threads, by the thread.
     creators: HashMap<u32, StackId>,
     unnamed: Vec<StackId>,
+    /// Of them, those whose Erlang functions have no names either.
+    without_functions: Vec<StackId>,
     /// Walks that were made here.
     ends: WalkCounts,
 }
@@ -65,6 +67,7 @@ impl StackTable {
         let (id, is_new) = self.stacks.intern(stack);
         if is_new {
             self.unnamed.push(id);
+            self.without_functions.push(id);
         }
         id
     }
@@ -127,12 +130,19 @@ impl StackTable {
 
     /// Passes on the stacks that have no names yet.
     pub(super) fn learn(&mut self, learn: impl FnOnce(&[&RawStack])) {
-        if self.unnamed.is_empty() {
-            return;
-        }
-        let new: Vec<&RawStack> = self.unnamed.iter().filter_map(|id| self.stacks.get(*id)).collect();
-        learn(&new);
-        self.unnamed.clear();
+        pass_on(&self.stacks, &mut self.unnamed, learn);
+    }
+
+    /// Passes on the stacks whose Erlang functions have no names yet.
+    pub(super) fn learn_erlang(&mut self, learn: impl FnOnce(&[&RawStack])) {
+        pass_on(&self.stacks, &mut self.without_functions, learn);
+    }
+}
+
+fn pass_on(stacks: &Stacks, new: &mut Vec<StackId>, learn: impl FnOnce(&[&RawStack])) {
+    if !new.is_empty() {
+        learn(&new.iter().filter_map(|id| stacks.get(*id)).collect::<Vec<_>>());
+        new.clear();
     }
 }
 

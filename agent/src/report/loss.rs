@@ -50,6 +50,9 @@ pub fn effect(counter: &str) -> &'static str {
         "stacks_without_room" => {
             "stacks were too many to keep: their bytes are counted without callers; totals are right"
         }
+        "nameless_code_addresses" => {
+            "Erlang code was purged before its names were read: it stands in stacks without them"
+        }
         "reused_code_addresses" => {
             "Erlang code was loaded where other code had been: functions at these places can be the older ones"
         }

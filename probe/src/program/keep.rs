@@ -6,7 +6,7 @@ use aya_ebpf::helpers::generated::bpf_loop;
 use beamscope_probe::{Counter, STACK_WORDS, StoredStack};
 
 use super::{
-    maps::{NEW_STACKS, NO_WAKEUP, STACKS, WALKS, count},
+    maps::{FORCE_WAKEUP, NEW_STACKS, STACKS, WALKS, count},
     walk::{Walk, mix},
 };
 
@@ -161,6 +161,7 @@ fn announce(key: u64) {
     // Where the ring buffer is full, the agent finds the stack in the table.
     if let Some(mut entry) = NEW_STACKS.reserve::<u64>(0) {
         entry.write(key);
-        entry.submit(NO_WAKEUP);
+        // At once: Erlang code can be purged a moment later, and its names with it.
+        entry.submit(FORCE_WAKEUP);
     }
 }

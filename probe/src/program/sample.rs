@@ -20,7 +20,7 @@ use super::{
 };
 
 /// Stacks that are sent of a site whose code is new, before it counts as one that will stay unknown.
-const NEW_CODE: u64 = 1024;
+const NEW_CODE: u64 = 64;
 /// Bytes that are read at a time: no page is smaller, so a chunk is readable as a whole or not at all.
 const CHUNK: usize = 4096;
 
