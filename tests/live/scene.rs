@@ -148,7 +148,8 @@ fn bytes(index: usize) -> u64 {
 /// Runs cases while the node is recorded, and compares the sites of their memory with what is expected: their kind, all of
 /// their bytes, their stacks from the leaf to the root, and who they are said to be.
 pub(crate) fn check(stage: &mut Stage, cases: &[Case], kind: &str, arguments: &[&str]) -> Report {
-    let recording = stage.record(arguments);
+    // What these tests are about is each stack, and not which of them are chosen where a library starts up with a flood.
+    let recording = stage.record(&[arguments, &["--walk-share", "100"]].concat());
     for (index, case) in cases.iter().enumerate() {
         let lost = stage.run(case.module, case.name, BLOCKS, bytes(index));
         // What the VM gives is not counted as lost.
