@@ -240,9 +240,10 @@ fn compare(stage: &mut Stage, case: &Case, site: &Value, marks: &Marks, findings
     }
 }
 
-/// The pattern up to its first Erlang frame, and then anything.
+/// The pattern up to its first Erlang frame, without what need not be there before it, and then anything.
 fn native_part(parts: &[&str]) -> String {
     let lines = parts.iter().flat_map(|part| part.lines()).map(str::trim);
-    let native: Vec<&str> = lines.take_while(|line| line.is_empty() || line.contains('!')).collect();
+    let mut native: Vec<&str> = lines.take_while(|line| line.is_empty() || line.contains('!')).collect();
+    while native.pop_if(|line| line.is_empty() || line.starts_with('*')).is_some() {}
     native.join("\n") + "\n..."
 }
