@@ -120,7 +120,8 @@ pub enum Counter {
     WalkedFrames,
     /// Time that these walks took, in nanoseconds.
     WalkNanoseconds,
-    /// Allocations whose stack was left to byte sampling, because walking each would have taken too long.
+    /// Allocations whose stack was left to samples: walking each would have taken too long, or it led into code that was not
+    /// known yet, or could not be kept.
     UnwalkedAllocations,
     /// Blocks of the VM's interfaces for native code that were not followed because where they begin was not found.
     UnlocatedVmBlocks,

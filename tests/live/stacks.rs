@@ -193,9 +193,14 @@ fn stacks_of_fixtures(report: &Report) -> BTreeSet<String> {
 #[test]
 fn stacks_are_complete() {
     let mut stage = Stage::new(false);
+    // Libraries that are loaded meanwhile are sampled until they are known; that is another test.
+    let cases = || CALLS.iter().chain(&CPP_CASES).chain(&RUST_CASES).chain(&SSL_CASES).chain(&DRIVER_CASES);
+    for case in cases() {
+        stage.run(case.module, case.name, 1, 100);
+    }
     let recording = stage.record(&["--walk-share", "100"]);
     for round in 0..20 {
-        for case in CALLS.iter().chain(&CPP_CASES).chain(&RUST_CASES).chain(&SSL_CASES).chain(&DRIVER_CASES) {
+        for case in cases() {
             stage.run(case.module, case.name, 10 + round, 5000);
         }
         stage.run("stacks_ssl", "key", 5, 32);
@@ -205,6 +210,9 @@ fn stacks_are_complete() {
     let report = recording.stop();
     let count = |name: &str| report.0["counts"][name].as_u64().unwrap_or_else(|| panic!("no {name}: {}", report.0));
     let (walked, complete) = (count("walked_stacks"), count("complete_stacks"));
+    // None is left out of the count.
+    let unwalked = report.0["counts"]["unwalked_allocations"].as_u64().unwrap_or(0);
+    let walked = walked + unwalked;
     assert!(walked > 10_000, "{walked}");
     // Without the JIT, the Erlang part is not known, and that is said.
     let unknown = report.0["losses"]["stacks_without_erlang_frames"].as_u64().unwrap_or(0);
@@ -212,7 +220,11 @@ fn stacks_are_complete() {
     assert_eq!(unknown == 0, jit, "{}", report.0["losses"]);
     let complete = complete + unknown;
     assert!(complete <= walked && complete * 1000 >= walked * 995, "{complete} of {walked}: {}", report.0["losses"]);
-    assert!(reasons(&report) >= walked - count("complete_stacks"), "{complete} of {walked}: {}", report.0["losses"]);
+    assert!(
+        reasons(&report) + unwalked >= walked - count("complete_stacks"),
+        "{complete} of {walked}: {}",
+        report.0["losses"]
+    );
 }
 
 /// How many stacks the losses account for.

@@ -266,7 +266,8 @@ impl Code {
         }
     }
 
-    fn note_defect(&mut self, defect: String) {
+    /// Notes what had to be left out, once.
+    pub(super) fn note_defect(&mut self, defect: String) {
         if !self.defects.contains(&defect) {
             self.defects.push(defect);
         }

@@ -80,7 +80,10 @@ impl Erlang {
         let mut schedulers = Vec::new();
         let mut unproven = Vec::new();
         if let Some(processes) = &processes {
-            let threads = target.named_threads().unwrap_or_default();
+            let threads = target.named_threads().unwrap_or_else(|error| {
+                lacks("the threads could not be listed", &error);
+                Vec::new()
+            });
             match scheduler::find(&view, &memory, &threads, processes) {
                 Ok(found) => {
                     offsets.current_process = found.layout.current_process;

@@ -223,7 +223,11 @@ impl Recorder {
         }
         if self.code.is_outdated() {
             // A process that is gone has no mappings to read; what is known of it stays.
-            self.refresh().unwrap_or_default();
+            if let Err(error) = self.refresh()
+                && self.target.is_alive()
+            {
+                self.code.note_defect(format!("code that was mapped meanwhile is not known: {error:#}"));
+            }
         }
         let samples = self.take_samples()?;
         self.code.publish(&mut self.session)?;

@@ -76,7 +76,9 @@ pub fn meaning(counter: &str) -> Option<&'static str> {
         "walks" => "allocations whose stack was walked, each for itself",
         "walked_frames" => "native frames of all stacks that were walked in the kernel",
         "walk_nanoseconds" => "nanoseconds that these walks took",
-        "unwalked_allocations" => "allocations that were divided among stacks by samples, to keep to --walk-share",
+        "unwalked_allocations" => {
+            "allocations divided among stacks by samples: to keep to --walk-share, or in new code"
+        }
         "reserved_bytes" => "bytes of address space set aside; what has become accessible counts as memory instead",
         _ => return None,
     })

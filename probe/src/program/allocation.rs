@@ -203,8 +203,11 @@ pub(crate) fn leave<const WALK: bool, const VM: bool>(registers: &Registers, res
                 walk::Walked::Kept(stack) => {
                     key = SiteKey { caller: stack, stack_pointer: 0, function, is_stack: 1 };
                 }
-                walk::Walked::NewCode => key.is_stack = 2,
-                walk::Walked::Lost => {}
+                walk::Walked::NewCode => {
+                    key.is_stack = 2;
+                    count(Counter::UnwalkedAllocations);
+                }
+                walk::Walked::Lost => count(Counter::UnwalkedAllocations),
             }
         } else {
             count(Counter::UnwalkedAllocations);
