@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use anstream::ColorChoice;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{kernel::plan::StackEngine, report::flame::Measure};
+use crate::{kernel::plan::StackEngine, recording::Mode, report::flame::Measure};
 
 /// The command line.
 #[derive(Clone, Debug, Parser)]
@@ -160,6 +160,9 @@ pub struct RecordArgs {
     /// How to look at the node
     #[arg(long, value_enum, default_value_t)]
     pub mode: RecordMode,
+    /// Share of one processor's time that --mode auto may cost the node, in percent; 1 for a careful look in production
+    #[arg(long, value_name = "PERCENT", default_value = "15", value_parser = parse_percent)]
+    pub budget: f64,
     /// Replace the file where it exists
     #[arg(long)]
     pub force: bool,
@@ -206,9 +209,23 @@ impl From<EngineArg> for StackEngine {
 /// Ways to record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum RecordMode {
-    /// Every call of the allocation functions
+    /// Growth always, and every call of the allocation functions as far as the budget goes
     #[default]
+    Auto,
+    /// Pages that become resident and requests for carriers: costs next to nothing, names owners and candidates
+    Growth,
+    /// Every call of the allocation functions, whatever it costs the node
     Exact,
+}
+
+impl From<RecordMode> for Mode {
+    fn from(mode: RecordMode) -> Self {
+        match mode {
+            RecordMode::Auto => Self::Auto,
+            RecordMode::Growth => Self::Growth,
+            RecordMode::Exact => Self::Exact,
+        }
+    }
 }
 
 /// Arguments of `report`.

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! target ──► mappings, node facts, memory ─┐
-//! kernel ──► sites, blocks, samples, events ├──► ledger ──► Recording ──► attribute ──► report ──► text, JSON, SVG
+//! kernel ──► sites, blocks, samples, events ├──► ledger ──► Recording ──► attribute ──► judge ──► report ──► text, JSON, SVG
 //! symbol ──► frames ───────────────────────┘                   ▲                          ▲
 //! target ──► ProcessView, memory ──► erts, libc ──► explain ──► Explanation ───────────────┘
 //! ```
@@ -19,7 +19,7 @@
 //! # Invariants
 //!
 //! * [`mapping`], [`extents`], [`view`], [`words`], [`stack`], [`ledger`], [`recording`], [`erts`], [`libc`], [`explain`],
-//!   [`image`], [`attribute`] and [`report`] do no I/O: no file, no process, no clock, no kernel. What they need of the node arrives as values or through [`target::memory::ReadMemory`].
+//!   [`image`], [`attribute`], [`judge`] and [`report`] do no I/O: no file, no process, no clock, no kernel. What they need of the node arrives as values or through [`target::memory::ReadMemory`].
 //! * A report is a function of a [`recording::Recording`] or an [`explain::model::Explanation`] and of nothing else.
 //! * A look leaves no trace in the node: a page that is not resident is not read.
 //! * Only [`kernel::plan`] decides what is attached; it is pure and says what each fallback costs.
@@ -34,6 +34,7 @@ pub mod erts;
 pub mod explain;
 pub mod extents;
 pub mod image;
+pub mod judge;
 pub mod kernel;
 pub mod ledger;
 pub mod libc;

@@ -177,7 +177,7 @@ mod tests {
     fn names_the_version_that_wrote_another_format() {
         check_error(
             b"beamscope-recording 7 3.1.4\x1b[2J\n",
-            "a recording of format 7, written by beamscope 3.1.4[2J; this beamscope reads format 3",
+            "a recording of format 7, written by beamscope 3.1.4[2J; this beamscope reads format 4",
         );
     }
 

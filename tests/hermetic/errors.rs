@@ -52,7 +52,7 @@ fn broken_recordings() {
         at,
         &["report", "old"],
         1,
-        "error: cannot read old: a recording of format 0, written by beamscope 0.0.1; this beamscope reads format 3",
+        "error: cannot read old: a recording of format 0, written by beamscope 0.0.1; this beamscope reads format 4",
     );
     let last = bytes.len() - 6;
     bytes[last] ^= 1;

@@ -6,7 +6,7 @@ use beamscope::{
     erts::thread::ThreadKind,
     ledger::{Series, Survivors},
     mapping::{Address, Mappings},
-    recording::{Asked, CarrierSeen, Emulator, Ended, Interval, Mode, Node, Probe, Recording, Site, Snapshot},
+    recording::{Asked, CarrierSeen, Cost, Emulator, Ended, Interval, Mode, Node, Probe, Recording, Site, Snapshot},
     stack::{Frame, FrameKind, Stack, StackEnd},
 };
 
@@ -44,6 +44,9 @@ pub(crate) fn recording() -> Recording {
             CarrierSeen { site: 3, allocator: "binary_alloc".into(), bytes: 8 * MIB },
             CarrierSeen { site: 3, allocator: "ets_alloc".into(), bytes: 8 * MIB },
         ],
+        faults: Vec::new(),
+        blind: Vec::new(),
+        cost: Cost { budget: None, node_seconds: Some(1.5), steps: Vec::new() },
         losses: BTreeMap::from([("lost_samples".into(), 12), ("missed_frees".into(), 3)]),
         counts: BTreeMap::from([
             ("allocated_blocks".into(), 844_020),

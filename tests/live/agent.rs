@@ -38,7 +38,7 @@ impl Recording {
         assert!(nix::unistd::geteuid().is_root(), "live tests need root: run `cargo xtask test` as root");
         let folder = tempfile::tempdir().expect("a folder");
         let mut child = beamscope()
-            .args(["record", &pid.to_string(), "-d", "120s", "-o"])
+            .args(["record", &pid.to_string(), "--mode", "exact", "-d", "120s", "-o"])
             .arg(folder.path().join("node.bscope"))
             .args(arguments)
             .stderr(Stdio::piped())

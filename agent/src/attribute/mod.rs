@@ -15,6 +15,17 @@ use crate::{
     stack::{Frame, FrameKind, Stack, StackEnd},
 };
 
+/// A site with its owner.
+#[derive(Clone, Debug)]
+pub struct RankedSite<'a> {
+    /// The site.
+    pub site: &'a Site,
+    /// Whose it is.
+    pub attribution: Attribution,
+    /// Slope of its outstanding bytes.
+    pub growth_per_second: Option<f64>,
+}
+
 /// Whose the memory of a site is.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Class {

@@ -32,6 +32,8 @@ pub(super) fn run(args: &RecordArgs, common: Common) -> anyhow::Result<()> {
     let output = Output::create(&args.output, args.force)?;
     let target = find::resolve(args.target.as_deref())?;
     let options = Options {
+        mode: args.mode.into(),
+        budget: args.budget,
         sample_interval: args.sample_bytes,
         live_blocks: args.max_live,
         no_tracepoints: args.no_tracepoints,

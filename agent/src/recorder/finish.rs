@@ -11,7 +11,7 @@ use crate::{
     kernel::plan::{MappingCalls, is_mapping_call},
     ledger::{Ledger, SiteTotals},
     mapping::Address,
-    recording::{Asked, CarrierSeen, Ended, Interval, Mode, Probe, Recording, Site},
+    recording::{Asked, CarrierSeen, Cost, Ended, Interval, Probe, Recording, Site},
     stack::{Frame, FrameKind, KERNEL_MODULE, Stack, raw::RawStack},
     target::allocator::Allocator,
 };
@@ -104,7 +104,7 @@ impl Recorder {
             interval: Interval {
                 start_unix: self.start_unix,
                 seconds,
-                mode: Mode::Exact,
+                mode: self.options.mode,
                 sample_interval_bytes: self.options.sample_interval,
                 ended,
             },
@@ -113,6 +113,9 @@ impl Recorder {
             mappings: self.code.mappings.clone(),
             sites,
             carriers,
+            faults: Vec::new(),
+            blind: Vec::new(),
+            cost: Cost::default(),
             losses,
             counts,
             notes: self.plan.notes.clone(),

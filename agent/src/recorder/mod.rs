@@ -24,7 +24,7 @@ use crate::{
         session::{Session, Settings},
     },
     ledger::Ledger,
-    recording::Snapshot,
+    recording::{Mode, Snapshot},
     stack::raw::RawStack,
     target::{
         allocator::{self, Allocator, Allocators, Located},
@@ -39,6 +39,10 @@ use stacks::StackTable;
 /// What the user chose.
 #[derive(Clone, Debug)]
 pub struct Options {
+    /// How to look at the node.
+    pub mode: Mode,
+    /// Share of one processor's time that [`Mode::Auto`] may cost the node.
+    pub budget: f64,
     /// Mean distance of two sampled bytes.
     pub sample_interval: u64,
     /// Blocks that can be followed at a time.
@@ -56,6 +60,8 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
+            mode: Mode::Auto,
+            budget: 0.15,
             sample_interval: 1 << 20,
             live_blocks: 1 << 20,
             no_tracepoints: false,

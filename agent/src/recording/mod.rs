@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     erts::thread::ThreadKind,
-    explain::model::Explanation,
+    explain::{model::Explanation, owner::Owner},
     ledger::{Series, Survivors},
     mapping::Mappings,
     stack::Stack,
@@ -32,6 +32,12 @@ pub struct Recording {
     pub sites: Vec<Site>,
     /// Carriers of the VM that were found in blocks and mappings which were made during the recording.
     pub carriers: Vec<CarrierSeen>,
+    /// Every stack that was first to touch memory which became resident, as far as that was followed.
+    pub faults: Vec<FaultSite>,
+    /// When allocations were not followed, in the order of time. In [`Mode::Growth`] it is one span, the whole.
+    pub blind: Vec<BlindSpan>,
+    /// What the recording has cost the node.
+    pub cost: Cost,
     /// What was lost, by the counter's name. Only counters above zero.
     pub losses: BTreeMap<String, u64>,
     /// What was counted and is no loss, by the counter's name.
@@ -46,7 +52,7 @@ pub struct Recording {
 
 impl Stored for Recording {
     const KIND: &'static str = "recording";
-    const FORMAT: u32 = 3;
+    const FORMAT: u32 = 4;
     fn writer(&self) -> &str {
         &self.beamscope
     }
@@ -122,8 +128,64 @@ pub struct Interval {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
+    /// Pages that become resident are followed, and requests for carriers; no allocation is.
+    Growth,
     /// Every call of the allocation functions is followed.
     Exact,
+    /// As growth, and as exact as far as the budget goes.
+    Auto,
+}
+
+/// A span in which allocations were not followed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BlindSpan {
+    /// Seconds since the start.
+    pub from: f64,
+    /// Seconds since the start.
+    pub until: f64,
+    /// Why, as the end of a sentence.
+    pub reason: String,
+}
+
+/// What a recording has cost the node, as measured in the kernel's programs and calibrated for what leads there.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Cost {
+    /// Share of one processor's time that it was allowed to take; `None`: it had no limit.
+    pub budget: Option<f64>,
+    /// Seconds of processor time that the node's threads spent in probes. `None`: it could not be measured.
+    pub node_seconds: Option<f64>,
+    /// What was done to stay within the budget, in the order of time.
+    pub steps: Vec<BudgetStep>,
+}
+
+/// Something that was done to stay within the budget, or undone.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BudgetStep {
+    /// Seconds since the start.
+    pub at: f64,
+    /// What, as a sentence without its full stop.
+    pub what: String,
+}
+
+/// A stack that was first to touch memory, and what became resident by it.
+///
+/// It is a lead and no proof: beside balanced churn the first to touch a page is mostly not who leaks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FaultSite {
+    /// The stack; its first frame is the function that touched the memory.
+    pub stack: Stack,
+    /// Whose the memory was at the end. `None`: it was given back meanwhile, or its owner is not known.
+    pub owner: Option<Owner>,
+    /// What the thread is there for that was first seen at it.
+    pub thread: Option<ThreadKind>,
+    /// Threads that were seen at it, by name.
+    pub threads: Vec<String>,
+    /// Page faults, estimated from those whose stack was taken.
+    pub faults: u64,
+    /// Bytes of their pages.
+    pub bytes: u64,
+    /// Page faults whose stack was taken.
+    pub sampled: u64,
 }
 
 /// Why a recording ended.
@@ -183,9 +245,10 @@ pub struct Site {
     pub freed_bytes: u64,
     /// Blocks or mappings of the freed part.
     pub freed_blocks: u64,
-    /// Outstanding bytes over the recording.
+    /// Outstanding bytes over the time in which allocations were followed: blind spans are left out of it, and what was
+    /// outstanding before one stays so.
     pub outstanding: Series,
-    /// When the outstanding blocks were allocated.
+    /// When the outstanding blocks were allocated. Where there are blind spans: each within the time between two of them.
     pub survivors: Survivors,
     /// Whether the figures are exact for this stack, or were divided among stacks by samples.
     pub exact: bool,
@@ -206,6 +269,14 @@ pub enum Asked {
         /// Name of the allocator: `ets_alloc`.
         allocator: String,
     },
+}
+
+impl Recording {
+    /// Seconds in which allocations were followed.
+    pub fn followed_seconds(&self) -> f64 {
+        let blind: f64 = self.blind.iter().map(|span| (span.until - span.from).max(0.0)).sum();
+        (self.interval.seconds - blind).max(0.0)
+    }
 }
 
 impl Site {

@@ -23,12 +23,16 @@ pub(super) fn node_facts(node: &Node) -> String {
 }
 
 pub(super) fn interval_facts(interval: &Interval, beamscope: &str) -> String {
-    let Mode::Exact = interval.mode;
+    let mode = match interval.mode {
+        Mode::Growth => "growth",
+        Mode::Exact => "exact",
+        Mode::Auto => "auto",
+    };
     let ended = match interval.ended {
         Ended::Duration => "to its end",
         Ended::Interrupted => "stopped by the user",
         Ended::NodeExited => "until the node exited",
     };
     let (start, span) = (unit::moment(interval.start_unix), unit::seconds(interval.seconds));
-    label::clean(&format!("{start} for {span}, {ended}; mode exact, beamscope {beamscope}"))
+    label::clean(&format!("{start} for {span}, {ended}; mode {mode}, beamscope {beamscope}"))
 }

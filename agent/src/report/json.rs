@@ -9,9 +9,9 @@
 
 use serde_json::{Value, json};
 
-use super::{RankedSite, Report, Total, memory};
+use super::{Report, Total, memory};
 use crate::{
-    attribute::{Class, Evidence},
+    attribute::{Class, Evidence, RankedSite},
     erts::thread::ThreadKind,
     recording::Asked,
     report::label,

@@ -15,8 +15,9 @@ use std::{cmp::Reverse, collections::BTreeMap};
 
 use self::memory::Memory;
 use crate::{
-    attribute::{Attribution, Class, attribute},
-    recording::{Asked, CarrierSeen, Recording, Site, Snapshot},
+    attribute::{Class, RankedSite, attribute},
+    judge::{self, Case, Verdict},
+    recording::{Asked, CarrierSeen, Recording, Snapshot},
 };
 
 /// A recording, with an owner for each site, ranked.
@@ -24,6 +25,8 @@ use crate::{
 pub struct Report<'a> {
     /// What it is made of.
     pub recording: &'a Recording,
+    /// The answers, one for each question.
+    pub verdicts: Vec<Verdict>,
     /// The kernel's figures at the start and at the end.
     pub rss: Option<Rss>,
     /// Where the resident memory belonged at the end, and how that grew.
@@ -70,17 +73,6 @@ pub struct Total {
     pub growth_per_second: Option<f64>,
 }
 
-/// A site with its owner.
-#[derive(Clone, Debug)]
-pub struct RankedSite<'a> {
-    /// The site.
-    pub site: &'a Site,
-    /// Whose it is.
-    pub attribution: Attribution,
-    /// Slope of its outstanding bytes.
-    pub growth_per_second: Option<f64>,
-}
-
 impl<'a> Report<'a> {
     /// Attributes and ranks the sites of `recording`.
     pub fn new(recording: &'a Recording) -> Self {
@@ -103,10 +95,22 @@ impl<'a> Report<'a> {
                 |ranked: &RankedSite<'_>| Reverse((ranked.site.outstanding_bytes(), ranked.site.allocated_bytes));
             rank(one).cmp(&rank(other)).then_with(|| one.site.stack.cmp(&other.site.stack))
         });
-        let vm_api = sites.extract_if(.., |ranked| ranked.site.asked == Asked::Vm).collect();
+        let vm_api: Vec<_> = sites.extract_if(.., |ranked| ranked.site.asked == Asked::Vm).collect();
         let carriers = sites.extract_if(.., |ranked| matches!(ranked.site.asked, Asked::Carriers { .. })).collect();
+        let verdicts = judge::judge(&Case {
+            interval: Some(&recording.interval),
+            followed_seconds: recording.followed_seconds(),
+            snapshots: &recording.snapshots,
+            looks: &recording.looks,
+            sites: &sites,
+            vm_api: &vm_api,
+            faults: &recording.faults,
+            losses: &recording.losses,
+            counts: &recording.counts,
+        });
         let mut report = Self {
             recording,
+            verdicts,
             rss: Rss::of(&recording.snapshots),
             memory: Memory::of(&recording.looks),
             native: Total::default(),
@@ -164,7 +168,7 @@ impl Total {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sample;
+    use crate::{recording::Site, sample};
 
     #[test]
     fn every_outstanding_byte_has_one_owner() {

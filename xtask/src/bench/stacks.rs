@@ -84,7 +84,10 @@ fn deep(node: &mut Node) -> Result<Measure> {
 fn recorded(project: &Project, node: &mut Node, arguments: &[&str]) -> Result<Round> {
     let file = project.target.join("bench/stacks.bscope");
     let mut command = Command::new(project.beamscope());
-    command.args(["record", &node.pid().to_string(), "-d", "120s", "--force", "-o"]).arg(&file).args(arguments);
+    command
+        .args(["record", &node.pid().to_string(), "--mode", "exact", "-d", "120s", "--force", "-o"])
+        .arg(&file)
+        .args(arguments);
     let begin = Instant::now();
     let mut tool = Watched::start(&mut command, Echo::No)?;
     tool.await_line("recording", PATIENCE)?;

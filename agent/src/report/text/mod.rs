@@ -7,12 +7,12 @@ mod asked;
 use std::fmt::{self, Write as _};
 
 use super::{
-    RankedSite, Report, Total, header, label, loss, memory,
+    Report, Total, header, label, loss, memory,
     page::{HEADING, Page, of, table},
     unit::{self, Units},
 };
 use crate::{
-    attribute::{Class, Evidence},
+    attribute::{Class, Evidence, RankedSite},
     stack::{FrameKind, Stack, StackEnd},
 };
 
