@@ -38,6 +38,7 @@ pub fn explain<M: ReadMemory + Sync + ?Sized>(view: &ProcessView, memory: &M, ef
         huge: view.mappings.iter().fold(0, |sum, memory| memory.huge.saturating_add(sum)),
         resident: view.resident.total(),
         threads: view.threads.len(),
+        limits: view.limits.clone(),
         defects: view.defects.clone(),
         ..Explanation::default()
     };

@@ -58,6 +58,7 @@ pub fn take(target: &Target) -> Result<Viewed, TargetError> {
         beam: beam.path.clone(),
         libc: libc.map(|file| file.path),
         symbols: symbols(beam),
+        limits: None,
         defects,
     };
     Ok(Viewed { view, files })
