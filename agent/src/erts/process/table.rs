@@ -29,7 +29,8 @@ const AT_ONCE: usize = 4096;
 const ENDED: usize = 10;
 /// Bytes of a pointer or a term.
 const WORD: u64 = 8;
-/// `ERTS_CACHE_LINE_SIZE` (`erts/emulator/beam/erl_vm.h` and `erl_threads.h`, OTP 25.2.3).
+/// `ERTS_CACHE_LINE_SIZE` (`erts/emulator/beam/erl_alloc.h`), by which the list of free identifiers is laid out (seen at run time
+/// in OTP 23.2.6, 25.2.3, 27.3.4.1 and 29.1.2).
 const CACHE_LINE: u32 = 64;
 /// Smallest and largest plausible `element_size`. `Process` has 736 to 776 bytes in OTP 23.2.6 to 29.1.2.
 const ELEMENT_SIZES: std::ops::RangeInclusive<u64> = 128..=4096;
@@ -83,7 +84,7 @@ pub struct ElementTable {
     form: Form,
     reserved: Address,
     element_size: u32,
-    /// Bytes of an entry of `free_id_data`, the list of free identifiers behind the slots.
+    /// Bytes of an entry of `free_id_data`, the list of free identifiers right behind the slots; 0 where it is not known.
     free_entry: u32,
 }
 
