@@ -213,7 +213,7 @@ impl Files<'_> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => {
                 let (path, cause) = (path.clone(), error.kind());
-                self.defects.push(CgroupError::Unreadable { path, file, cause }.to_string());
+                self.say(&CgroupError::Unreadable { path, file, cause });
                 None
             }
         }
@@ -232,8 +232,16 @@ impl Files<'_> {
     }
 
     fn refuse<T: Default>(&mut self, (path, _): &(String, PathBuf), file: &'static str) -> T {
-        self.defects.push(CgroupError::Figure { path: path.clone(), file }.to_string());
+        self.say(&CgroupError::Figure { path: path.clone(), file });
         T::default()
+    }
+
+    /// Says it once: some files are read twice.
+    fn say(&mut self, error: &CgroupError) {
+        let defect = error.to_string();
+        if !self.defects.contains(&defect) {
+            self.defects.push(defect);
+        }
     }
 
     /// `memory.stat` with what is swapped out, and the tightest limit that it knows of.
