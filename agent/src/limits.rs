@@ -31,7 +31,7 @@ pub struct GroupFacts {
     pub max: Option<u64>,
     /// From here on the kernel slows its processes down and takes pages back (`memory.high`; version 2 only).
     pub high: Option<u64>,
-    /// Swapped out (`memory.swap.current`).
+    /// Swapped out (`memory.swap.current`; `total_swap` in `memory.stat`).
     pub swap_current: Option<u64>,
     /// How much may be swapped out (`memory.swap.max`; version 2 only).
     pub swap_max: Option<u64>,
@@ -39,9 +39,11 @@ pub struct GroupFacts {
     pub tightest: Option<GroupLimit>,
     /// What it is used for.
     pub stat: GroupStat,
-    /// How often the limit was hit and nothing could be taken back (`oom` in `memory.events`).
+    /// How often its limit was hit, so that memory had to be taken back (`max` in `memory.events`; `memory.failcnt`).
+    pub limit_hits: Option<u64>,
+    /// How often nothing could be taken back then (`oom` in `memory.events`; version 2 only).
     pub oom: Option<u64>,
-    /// Processes that were killed for it (`oom_kill`).
+    /// Processes that were killed for it (`oom_kill` in `memory.events`, `memory.oom_control`).
     pub oom_kill: Option<u64>,
 }
 
@@ -59,11 +61,11 @@ pub struct GroupLimit {
 /// `memory.stat`, bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupStat {
-    /// Anonymous memory (`anon`; `rss` of version 1).
+    /// Anonymous memory (`anon`; `total_rss`).
     pub anon: Option<u64>,
-    /// Page cache, shared memory included (`file`; `cache`).
+    /// Page cache, shared memory included (`file`; `total_cache`).
     pub file: Option<u64>,
-    /// Shared memory and tmpfs (`shmem`).
+    /// Shared memory and tmpfs (`shmem`; `total_shmem`).
     pub shmem: Option<u64>,
     /// Buffers of sockets (`sock`; version 2 only).
     pub sock: Option<u64>,

@@ -203,7 +203,7 @@ pub struct Walked {
 }
 
 /// Blocks with the same tag.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tagged {
     /// Module of the NIF, name of the driver, or `system`. `None`: the name could not be read.
     pub origin: Option<String>,
