@@ -1,10 +1,14 @@
 //! Which questions does the evidence answer, and how? Seven questions, each with an answer, what speaks for it, and what
 //! to do next.
 
+mod condition;
+mod thresholds;
 mod verdict;
 
 use std::collections::BTreeMap;
 
+pub use condition::{Bound, Condition};
+pub use thresholds::Threshold;
 pub use verdict::{Amount, Answer, Confidence, Fact, Verdict, VerdictId};
 
 use crate::{
@@ -33,6 +37,29 @@ pub struct Case<'a> {
     pub losses: &'a BTreeMap<String, u64>,
     /// What was counted and is no loss, by the counter's name.
     pub counts: &'a BTreeMap<String, u64>,
+}
+
+impl<'a> Case<'a> {
+    /// What there is to judge by after one look.
+    pub fn of_look(look: &'a Look) -> Self {
+        static NOTHING: BTreeMap<String, u64> = BTreeMap::new();
+        Self {
+            interval: None,
+            followed_seconds: 0.0,
+            snapshots: &[],
+            looks: std::slice::from_ref(look),
+            sites: &[],
+            vm_api: &[],
+            faults: &[],
+            losses: &NOTHING,
+            counts: &NOTHING,
+        }
+    }
+}
+
+/// The numbers that figures are compared with.
+pub fn thresholds() -> &'static [Threshold] {
+    thresholds::ALL
 }
 
 /// Answers each question, in the order of [`VerdictId::ALL`].

@@ -131,7 +131,7 @@ pub struct Verdict {
 
 impl Verdict {
     /// A question without an answer.
-    pub(super) fn open(id: VerdictId) -> Self {
+    pub(crate) fn open(id: VerdictId) -> Self {
         Self {
             id,
             answer: Answer::Inconclusive,

@@ -6,10 +6,12 @@ pub mod json;
 pub mod label;
 mod legend;
 pub mod loss;
+pub mod markdown;
 pub mod memory;
 mod page;
 pub mod text;
 pub mod unit;
+pub(crate) mod verdict;
 
 use std::{cmp::Reverse, collections::BTreeMap};
 
@@ -128,6 +130,12 @@ impl<'a> Report<'a> {
             }
         }
         report
+    }
+
+    /// Share of one processor's time that the recording has cost the node.
+    pub fn cost_share(&self) -> Option<f64> {
+        let seconds = self.recording.interval.seconds;
+        self.recording.cost.node_seconds.filter(|_| seconds > 0.0).map(|cost| cost / seconds)
     }
 
     /// Allocations and frees per second.

@@ -10,6 +10,7 @@ use super::{
     Report, Total, header, label, loss, memory,
     page::{HEADING, Page, of, table},
     unit::{self, Units},
+    verdict,
 };
 use crate::{
     attribute::{Class, Evidence, RankedSite},
@@ -57,6 +58,7 @@ struct Text<'a> {
 impl Text<'_> {
     fn write(&mut self) -> fmt::Result {
         self.header()?;
+        verdict::text::sections(&mut self.page, &self.report.verdicts, self.options.units)?;
         self.totals()?;
         let sites = &self.report.sites;
         let (vm, others): (Vec<_>, Vec<_>) = sites.iter().partition(|ranked| ranked.attribution.class == Class::Vm);
@@ -74,7 +76,8 @@ impl Text<'_> {
             memory::text::sections(&mut self.page, memory, options)?;
         }
         self.losses()?;
-        self.remarks()
+        self.remarks()?;
+        verdict::text::thresholds(&mut self.page, self.options.units)
     }
 
     fn header(&mut self) -> fmt::Result {
@@ -82,6 +85,11 @@ impl Text<'_> {
         writeln!(self.page, "{HEADING}Memory of {}{HEADING:#}", header::node_name(&recording.node))?;
         self.page.field("node", &header::node_facts(&recording.node))?;
         self.page.field("recorded", &header::interval_facts(&recording.interval, &recording.beamscope))?;
+        for (name, fact) in [("cost", header::cost(self.report)), ("followed", header::followed(recording))] {
+            if let Some(fact) = fact {
+                self.page.hanging(&format!("{name:<11}"), 11, &fact)?;
+            }
+        }
         let Some(rss) = self.report.rss else {
             return self.page.field("RSS", "not known: no snapshot was taken");
         };
@@ -207,10 +215,7 @@ impl Text<'_> {
 
     fn frames(&mut self, stack: &Stack) -> fmt::Result {
         for frame in &stack.frames {
-            let kind = if frame.kind == FrameKind::Unknown { " (in no mapping)" } else { "" };
-            let inlined = if frame.inlined { " (inlined)" } else { "" };
-            let place = label::place(frame).map(|place| format!("  {place}")).unwrap_or_default();
-            writeln!(self.page, "      {}{kind}{inlined}{place}", label::function_and_module(frame))?;
+            writeln!(self.page, "      {}", label::line(frame))?;
         }
         match end(stack.end) {
             Some(end) => writeln!(self.page, "      ({end})"),
