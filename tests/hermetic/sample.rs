@@ -35,7 +35,7 @@ pub(crate) fn recording() -> Recording {
             ended: Ended::Duration,
         },
         snapshots: vec![snapshot(0.0, 180 * MIB), snapshot(SECONDS, 812 * MIB)],
-        looks: vec![look(0.0, 12, 60), look(SECONDS, 588, 108)],
+        looks: vec![look(0.0, [12, 60, 9]), look(SECONDS, [588, 96, 17])],
         mappings: Mappings::default(),
         sites: sites(),
         carriers: vec![
@@ -226,16 +226,17 @@ fn snapshot(at: f64, rss: u64) -> Snapshot {
     }
 }
 
-/// A look that finds `native` MiB of malloc'ed memory, and `ets` MiB of blocks and as many again free in `ets_alloc`.
-fn look(at: f64, native: u64, ets: u64) -> Look {
+/// A look that finds so many MiB of malloc'ed memory, of blocks in `ets_alloc`, which has a third of them free beside them,
+/// and of freed memory that libc keeps.
+fn look(at: f64, [native, ets, retained]: [u64; 3]) -> Look {
     let owners = [
         (Owner::NativeUsed, native * MIB),
         (Owner::VmUsed("ets_alloc".into()), ets * MIB),
         (Owner::VmUnused("ets_alloc".into()), ets * MIB / 3),
-        (Owner::NativeRetained, 9 * MIB),
+        (Owner::NativeRetained, retained * MIB),
         (Owner::Files("beam.smp".into()), 40 * MIB),
-        (Owner::VmCode, 18 * MIB),
-        (Owner::Stacks, 200 * KIB),
+        (Owner::VmCode, 38 * MIB),
+        (Owner::Stacks, MIB),
     ];
     let mut owners = owners.map(|(owner, bytes)| Owned { owner, bytes }).to_vec();
     owners.sort_by_key(|owned| std::cmp::Reverse(owned.bytes));

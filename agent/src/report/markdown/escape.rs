@@ -33,7 +33,11 @@ pub(super) fn plain(text: &str) -> String {
             '.' if matches!(before, 'w' | 'W') => out.extend(['\\', '.']),
             // At the beginning of a line it would be a list, a heading or a rule.
             '-' | '+' | '=' if out.trim().is_empty() => out.extend(['\\', letter]),
-            '.' | ')' if !out.is_empty() && out.trim().chars().all(|digit| digit.is_ascii_digit()) => {
+            '.' | ')'
+                if next.is_whitespace()
+                    && !out.is_empty()
+                    && out.trim().chars().all(|digit| digit.is_ascii_digit()) =>
+            {
                 out.extend(['\\', letter]);
             }
             other => out.push(other),
@@ -43,7 +47,12 @@ pub(super) fn plain(text: &str) -> String {
     out
 }
 
-/// `text` as code within a line, also in a cell of a table.
+/// `text` as code in a cell of a table, which ends at each bar, in code too, unless it is escaped.
+pub(super) fn cell(text: &str) -> String {
+    code(text).replace('|', "\\|")
+}
+
+/// `text` as code within a line that is no row of a table.
 pub(super) fn code(text: &str) -> String {
     let text = label::clean(text);
     if text.trim().is_empty() {
@@ -52,8 +61,7 @@ pub(super) fn code(text: &str) -> String {
     let fence = "`".repeat(longest_run(&text).saturating_add(1));
     // Spaces on both sides are taken away when it is shown.
     let space = if text.starts_with(['`', ' ']) || text.ends_with(['`', ' ']) { " " } else { "" };
-    // A table ends its cells at each bar, in code too, unless it is escaped.
-    format!("{fence}{space}{}{space}{fence}", text.replace('|', "\\|"))
+    format!("{fence}{space}{text}{space}{fence}")
 }
 
 /// Lines of code as a block.
@@ -91,6 +99,7 @@ mod tests {
             ("&lt;b&gt;", "&amp;lt;b&amp;gt;"),
             ("- a", "\\- a"),
             ("1. a", "1\\. a"),
+            ("1.5 a", "1.5 a"),
             ("a\n\n# b", "a\u{fffd}\u{fffd}\\#\u{2060} b"),
             ("@admins and GH-12", "@\u{2060}admins and GH-\u{2060}12"),
         ] {
@@ -103,7 +112,7 @@ mod tests {
         assert_eq!(code("a b"), "`a b`");
         assert_eq!(code("a``b"), "```a``b```");
         assert_eq!(code("`"), "`` ` ``");
-        assert_eq!(code("a|b"), "`a\\|b`");
+        assert_eq!([code("a|b"), cell("a|b")], ["`a|b`", "`a\\|b`"]);
         assert_eq!(code(" "), "");
         assert_eq!(block("", &["a", "```"].map(str::to_owned)), "````\na\n```\n````\n");
     }
@@ -133,7 +142,8 @@ mod tests {
             prop_assert!(code.is_empty() || code.starts_with(&fence) && code.ends_with(&fence), "{code:?}");
             let inside = code.trim_start_matches(&fence).trim_end_matches(&fence);
             prop_assert!(longest_run(inside) <= run && !code.contains('\n'), "{code:?}");
-            prop_assert_eq!(inside.matches('|').count(), inside.matches("\\|").count());
+            let cell = cell(&text);
+            prop_assert_eq!(cell.matches('|').count(), cell.matches("\\|").count());
         }
     }
 }

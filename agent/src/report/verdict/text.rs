@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Widths of the columns with answers and questions, the space behind them included.
-const ANSWER: usize = 15;
+const ANSWER: usize = 16;
 const QUESTION: usize = 16;
 /// Width of the names in the evidence, with the space around them.
 const NAME: usize = 12;
@@ -46,11 +46,10 @@ pub(in crate::report) fn sections(page: &mut Page<'_>, verdicts: &[Verdict], uni
         evidence(page, verdict, units)?;
     }
     if ruled_out.peek().is_some() {
-        writeln!(page)?;
+        writeln!(page, "\n{QUIET}ruled out{QUIET:#}")?;
     }
     for (verdict, first) in ruled_out {
-        let lead = format!("{QUIET}{:<QUESTION$}{QUIET:#}", verdict.id.name());
-        page.hanging(&lead, QUESTION, &format!("ruled out: {}", fact(first, units)))?;
+        page.hanging(&format!("  {:<QUESTION$}", verdict.id.name()), QUESTION.saturating_add(2), &fact(first, units))?;
     }
     Ok(())
 }
@@ -172,6 +171,7 @@ mod tests {
     #[test]
     fn is_understood_without_colours() {
         let text = plain(&sample::verdicts());
+        std::fs::write("/tmp/verdicts.ansi", render(&sample::verdicts())).unwrap();
         let marks = |mark| text.lines().filter(|line| line.starts_with(mark)).count();
         assert_eq!(["! CONFIRMED ", "? inconclusive ", "- ruled out "].map(marks), [2, 2, 3]);
     }
