@@ -5,7 +5,7 @@ mod escape;
 
 use std::fmt::{self, Write};
 
-use self::escape::{block, code, plain};
+use self::escape::{block, cell, code, plain};
 use super::{
     Report, header, label, loss,
     memory::Memory,
@@ -64,7 +64,7 @@ impl Document {
         let rss = report.rss.map(|rss| {
             let growth = rss.growth_per_second.map(|rate| format!(", {}", units.rate(rate))).unwrap_or_default();
             let (start, end) = (units.bytes(rss.start.rss), units.bytes(rss.end.rss));
-            format!("{start} -> {end} ({}{growth})", units.change(rss.start.rss, rss.end.rss))
+            format!("{start} at the start, {end} at the end ({}{growth})", units.change(rss.start.rss, rss.end.rss))
         });
         self.facts(&[
             ("node", Some(header::node_facts(&recording.node))),
@@ -145,7 +145,7 @@ impl Document {
         for verdict in verdict::ranked(verdicts) {
             let answer = verdict::answer(verdict.answer);
             let answer = if verdict.answer == Answer::Confirmed { format!("**{answer}**") } else { answer.to_owned() };
-            self.row(&[answer.as_str(), &code(verdict.id.name()), &plain(&verdict::summary(verdict))])?;
+            self.row(&[answer.as_str(), &cell(verdict.id.name()), &plain(&verdict::summary(verdict))])?;
         }
         Ok(())
     }
@@ -175,15 +175,18 @@ impl Document {
             self.out.write_str(&block("text", &frames))?;
         }
         if !verdict.next.is_empty() {
-            writeln!(self.out, "\nNext:\n")?;
+            writeln!(self.out, "\n**Next**")?;
         }
         for next in &verdict.next {
-            match verdict::step(next) {
-                Step::Sentence(sentence) => writeln!(self.out, "- {}", with_code(&sentence))?,
-                Step::Paste { text, purpose: Some(purpose) } => {
-                    writeln!(self.out, "- {}: {}", plain(&purpose), code(&text))?;
-                }
-                Step::Paste { text, purpose: None } => writeln!(self.out, "- {}", code(&text))?,
+            let (purpose, text) = match verdict::step(next) {
+                Step::Sentence(sentence) => (Some(with_code(&sentence)), None),
+                Step::Paste { text, purpose } => (purpose.map(|purpose| format!("{}:", plain(&purpose))), Some(text)),
+            };
+            if let Some(purpose) = purpose {
+                writeln!(self.out, "\n{purpose}")?;
+            }
+            if let Some(text) = text {
+                write!(self.out, "\n{}", block("sh", &[text]))?;
             }
         }
         Ok(())
@@ -200,7 +203,7 @@ impl Document {
             let name = owned.owner.to_string();
             let growth = memory.growth(&name).map_or_else(|| "-".to_owned(), |rate| units.rate(rate));
             let (bytes, share) = (units.bytes(owned.bytes), share(owned.bytes));
-            self.row(&[code(&name).as_str(), &bytes, &share, &growth, owned.owner.meaning()])?;
+            self.row(&[cell(&name).as_str(), &bytes, &share, &growth, owned.owner.meaning()])?;
         }
         let rest: Vec<_> = owners.iter().skip(self.options.top).collect();
         if !rest.is_empty() {
@@ -224,15 +227,15 @@ impl Document {
         for ranked in native.iter().take(self.options.top) {
             let site = ranked.site;
             let library = match &ranked.attribution.class {
-                Class::Native { library } => code(library),
+                Class::Native { library } => cell(library),
                 Class::Vm | Class::Unknown => String::new(),
             };
             let erlang = site.stack.frames.iter().find(|frame| frame.kind == FrameKind::Erlang).map(label::function);
             let caller = erlang.or_else(|| site.threads.first().cloned()).unwrap_or_default();
             let growth = ranked.growth_per_second.map_or_else(|| "-".to_owned(), |rate| units.rate(rate));
-            let function = function(ranked).map_or_else(|| "(no stack)".to_owned(), |name| code(&name));
+            let function = function(ranked).map_or_else(|| "(no stack)".to_owned(), |name| cell(&name));
             let (bytes, blocks) = (units.bytes(site.outstanding_bytes()), unit::count(site.outstanding_blocks()));
-            self.row(&[bytes.as_str(), &blocks, &growth, &library, &function, &code(&caller)])?;
+            self.row(&[bytes.as_str(), &blocks, &growth, &library, &function, &cell(&caller)])?;
         }
         if native.len() > self.options.top {
             writeln!(self.out, "\nThe first {} of {}.", self.options.top, native.len())?;
@@ -251,6 +254,9 @@ impl Document {
 
 /// A sentence, with what stands between backticks as code.
 fn with_code(sentence: &str) -> String {
+    if sentence.matches('`').count() % 2 == 1 {
+        return plain(sentence);
+    }
     let parts = sentence.split('`');
     parts.enumerate().map(|(index, part)| if index % 2 == 0 { plain(part) } else { code(part) }).collect()
 }
@@ -301,6 +307,34 @@ mod tests {
         assert!(!render(other).contains("```text"));
     }
 
+    /// What of a line is neither escaped nor code: a run of backticks is closed by one as long, else it is none (GFM,
+    /// "Code spans").
+    fn outside_code(line: &str) -> String {
+        let mut outside = String::new();
+        let mut rest = line;
+        while let Some(letter) = rest.chars().next() {
+            let run = rest.len() - rest.trim_start_matches('`').len();
+            let taken = match letter {
+                '\\' => 1 + rest[1..].chars().next().map_or(0, char::len_utf8),
+                '`' => {
+                    let mut at = run;
+                    let closing = rest[run..].split_inclusive(|letter| letter != '`').find_map(|part| {
+                        let ticks = part.matches('`').count();
+                        at += part.len();
+                        (ticks == run).then_some(at - (part.len() - ticks))
+                    });
+                    closing.unwrap_or(run)
+                }
+                other => {
+                    outside.push(other);
+                    other.len_utf8()
+                }
+            };
+            rest = &rest[taken..];
+        }
+        outside
+    }
+
     #[test]
     fn names_from_the_node_are_no_markup() {
         let evil = "a|b`c\n# <script>alert(1)</script> @admins [x](http://evil.example) ![y](z)";
@@ -316,17 +350,26 @@ mod tests {
         let mut report = Report::new(&recording);
         report.verdicts = verdicts::verdicts();
         for verdict in &mut report.verdicts {
-            (verdict.subject, verdict.summary) = (Some(evil.into()), evil.into());
+            (verdict.subject, verdict.summary) = (Some(label::clean(evil)), evil.into());
             verdict.next = vec![evil.into(), format!("{evil}  # {evil}")];
         }
         let text = of_recording(&report, Options::default());
         assert!(!text.contains('\x1b'));
+        let mut fence = None;
         for line in text.lines() {
-            assert!(!line.starts_with("# <") && !line.starts_with("<"), "{line}");
-            // What is left of it stands in code, whose fence is longer than any run of backticks in it.
-            let outside: String = line.split("``").step_by(2).collect();
-            assert!(!outside.contains("<script>") && !outside.contains("](http:"), "{line}");
+            let is_fence = line.starts_with("```");
+            match fence {
+                None if is_fence => fence = Some(line.trim_end_matches(char::is_alphabetic)),
+                Some(open) if line == open => fence = None,
+                Some(_) => {}
+                None => {
+                    let outside = outside_code(line);
+                    assert!(!outside.starts_with("# <") && !outside.contains('<'), "{line}");
+                    assert!(!outside.contains("](") && !outside.contains("@admins"), "{line}");
+                }
+            }
         }
+        assert_eq!(fence, None, "a block that does not end");
         // Every row of a table has as many cells as its header.
         let cells = |line: &str| line.replace("\\|", "").matches('|').count();
         let mut width = 0;
