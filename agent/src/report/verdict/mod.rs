@@ -83,22 +83,20 @@ pub(super) fn size(verdict: &Verdict, units: Units) -> Option<String> {
 /// What to do next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Step {
-    /// A command, a flag or a call to paste, and what it is for: written `command  # what for`, which a shell
-    /// understands as well.
+    /// A command, a flag or a call to paste, and what it is for.
     Paste { text: String, purpose: Option<String> },
-    /// A sentence, with what can be pasted between backticks.
+    /// A sentence; what stands between backticks can be pasted.
     Sentence(String),
 }
 
-/// Tells a sentence from what is to be pasted.
+/// Tells a sentence from what is to be pasted, which is written as a line with a comment: `command  # what for` as in a
+/// shell, `call().  % what for` as in Erlang; or as a command of beamscope alone.
 pub(super) fn step(next: &str) -> Step {
     let next = label::clean(next);
-    match next.rsplit_once(" # ") {
-        Some((text, purpose)) => Step::Paste { text: text.trim().to_owned(), purpose: Some(purpose.trim().to_owned()) },
-        None if next.contains('`') || !next.contains(' ') => Step::Sentence(next),
-        // Of a bare text nobody knows where it may be broken.
-        None => Step::Paste { text: next, purpose: None },
+    if let Some((text, purpose)) = next.rsplit_once("  # ").or_else(|| next.rsplit_once("  % ")) {
+        return Step::Paste { text: text.trim().to_owned(), purpose: Some(purpose.trim().to_owned()) };
     }
+    if next.starts_with("beamscope ") { Step::Paste { text: next, purpose: None } } else { Step::Sentence(next) }
 }
 
 /// The number of a threshold, with its unit.
@@ -113,9 +111,9 @@ pub(super) fn bound(threshold: &Threshold, units: Units) -> String {
     match unit {
         "bytes" => units.bytes(whole),
         "bytes/s" => units.rate(value).trim_start_matches('+').to_owned(),
-        "seconds" => unit::seconds(value),
+        "s" | "seconds" => unit::seconds(value),
         "share" => format!("{:.1} %", 100.0 * value),
-        "" => format!("{value}"),
+        "" | "ratio" => format!("{value}"),
         _ => format!("{value} {unit}"),
     }
 }
@@ -141,9 +139,11 @@ mod tests {
             purpose: purpose.map(str::to_owned),
         };
         assert_eq!(step("+MBas aobf  # best fit"), paste("+MBas aobf", Some("best fit")));
-        assert_eq!(step("recon_alloc:memory(used)."), Step::Sentence("recon_alloc:memory(used).".into()));
+        assert_eq!(step("recon:bin_leak(5).  % who"), paste("recon:bin_leak(5).", Some("who")));
         assert_eq!(step("beamscope record 1 -d 5m"), paste("beamscope record 1 -d 5m", None));
-        assert_eq!(step("try `a b`"), Step::Sentence("try `a b`".into()));
+        for sentence in ["try `a b`", "take # 5 of 10 % off"] {
+            assert_eq!(step(sentence), Step::Sentence(sentence.into()));
+        }
     }
 
     #[test]
@@ -153,7 +153,7 @@ mod tests {
         assert_eq!(written(2048.0, "bytes/s"), "2.0 KiB/s");
         assert_eq!(written(0.25, "share"), "25.0 %");
         assert_eq!(written(2.0, "looks"), "2 looks");
-        assert_eq!(written(2.5, ""), "2.5");
+        assert_eq!([written(2.5, "ratio"), written(2.0, "s")], ["2.5", "2.0 s"]);
     }
 
     #[test]

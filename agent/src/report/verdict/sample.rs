@@ -26,7 +26,7 @@ pub(crate) fn verdicts() -> Vec<Verdict> {
             ],
             next: vec![
                 "beamscope flamegraph node.bscope -o leak.svg  # to see all paths to it".into(),
-                "beamscope record 4242 --mode exact --vm-api --walk-share 100 -d 5m -o a-longer-and-closer-look.bscope \
+                "beamscope record 4242 --mode exact --vm-api --walk-share 100 -d 5m -o a-longer-and-closer-look.bscope  \
                  # to see whether it goes on, and what else is asked of the VM on the way"
                     .into(),
             ],

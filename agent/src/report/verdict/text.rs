@@ -6,7 +6,7 @@ use anstyle::Style;
 
 use super::{Step, answer, bound, confidence, figure, ranked, size, step, summary};
 use crate::{
-    judge::{self, Answer, Fact, Verdict},
+    judge::{self, Answer, Fact, Threshold, Verdict},
     report::{
         label,
         page::{ALARM, DOUBT, HEADING, PASTE, Page, QUIET},
@@ -72,15 +72,21 @@ pub(crate) fn brief(verdicts: &[Verdict]) -> String {
 
 /// The numbers that the verdicts compare figures with.
 pub(in crate::report) fn thresholds(page: &mut Page<'_>, units: Units) -> fmt::Result {
-    let thresholds = judge::thresholds();
+    bounds(page, judge::thresholds(), units)
+}
+
+fn bounds(page: &mut Page<'_>, thresholds: &[Threshold], units: Units) -> fmt::Result {
     if thresholds.is_empty() {
         return Ok(());
     }
     page.heading("Thresholds of the verdicts")?;
-    for threshold in thresholds {
-        let bound = bound(threshold, units);
-        writeln!(page, "  {}  {bound}", threshold.name)?;
-        page.wrapped("      ", "", threshold.reason)?;
+    let bounds: Vec<_> = thresholds.iter().map(|threshold| bound(threshold, units)).collect();
+    let widest = |lengths: &mut dyn Iterator<Item = usize>| lengths.max().unwrap_or(0).saturating_add(2);
+    let name = widest(&mut thresholds.iter().map(|threshold| threshold.name.chars().count()));
+    let value = widest(&mut bounds.iter().map(|bound| bound.chars().count()));
+    for (threshold, bound) in thresholds.iter().zip(bounds) {
+        let lead = format!("{:<name$}{bound:<value$}", threshold.name);
+        page.hanging(&lead, name.saturating_add(value), threshold.reason)?;
     }
     Ok(())
 }
@@ -219,6 +225,22 @@ mod tests {
         assert!(text.contains("CONFIRMED") && text.contains("inconclusive") && !text.contains("ruled out"), "{text}");
         verdicts.retain(|verdict| verdict.answer == Answer::RuledOut);
         assert_eq!(brief(&verdicts), "all verdicts are ruled out\n");
+    }
+
+    #[test]
+    fn thresholds_have_their_reasons_beside_them() {
+        let reason = "what a library sets up for itself once, such as tables and buffers, is mostly smaller than that";
+        let long = Threshold { name: "leak_bytes", value: 131_072.0, unit: "bytes", reason };
+        let short = Threshold { name: "looks", value: 3.0, unit: "looks", reason: "two are a line" };
+        let mut text = String::new();
+        bounds(&mut Page::new(&mut text), &[long, short], Units::Iec).expect("a String takes everything");
+        let lines: Vec<_> = text.lines().skip(2).collect();
+        assert_eq!(lines[0].find("what a library"), lines[2].find("two are a line"), "{text}");
+        assert!(
+            lines[0].starts_with("leak_bytes  128.0 KiB  what") && lines[2].starts_with("looks       3 looks "),
+            "{text}"
+        );
+        assert!(text.lines().all(|line| line.len() <= 100), "{text}");
     }
 
     #[test]
