@@ -81,6 +81,14 @@ fn the_report_of_each_release() {
 }
 
 #[test]
+fn a_look_as_markdown() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = path("27");
+    let arguments = ["explain", "--quiet", "--format", "markdown", &file.to_string_lossy()];
+    beamscope(folder.path()).args(arguments).assert().success().stdout_eq(snapshot("otp-27.md.txt")).stderr_eq("");
+}
+
+#[test]
 fn counters_and_headers_say_the_same_where_they_say_anything() {
     for release in RELEASES {
         let image = image(release);
@@ -123,9 +131,9 @@ fn the_json_has_all_keys_of_the_schema() {
     let run = beamscope(folder.path()).args(arguments).assert().success();
     let json: Value = serde_json::from_slice(&run.get_output().stdout).expect("JSON");
     let schema = [
-        ("", "schema node interval rss allocators libc tags sites verdicts losses cost defects"),
+        ("", "schema node interval rss allocators libc tags sites verdicts thresholds blind losses cost defects"),
         ("/node", "pid name otp_release erts_version emulator arch libc kernel container"),
-        ("/interval", "start_unix seconds snapshots mode"),
+        ("/interval", "start_unix seconds snapshots mode followed_seconds"),
         ("/rss", "total pss anon file shmem swap owners unattributed"),
         ("/rss/owners/0", "owner bytes growth_per_s"),
         (
@@ -135,6 +143,8 @@ fn the_json_has_all_keys_of_the_schema() {
         ),
         ("/allocators/0/carriers", "multi single"),
         ("/libc", "arenas system_bytes in_use_bytes free_bytes resident_free_bytes mmapped_bytes"),
+        ("/cost", "node_cpu_share events_per_s budget steps"),
+        ("/verdicts/6", "id answer confidence bytes growth_per_s subject summary evidence next"),
         ("/tags/0", "origin type blocks bytes growth_per_s"),
     ];
     for (at, expected) in schema {

@@ -9,7 +9,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Report, Total, memory};
+use super::{Report, Total, memory, verdict};
 use crate::{
     attribute::{Class, Evidence, RankedSite},
     erts::thread::ThreadKind,
@@ -38,16 +38,24 @@ pub fn render(report: &Report<'_>, top: Option<usize>) -> String {
             "seconds": interval.seconds,
             "snapshots": recording.snapshots.len(),
             "mode": interval.mode,
+            "followed_seconds": recording.followed_seconds(),
             "ended": interval.ended,
         },
         "rss": rss(report),
         "totals": { "native": total(&report.native), "vm": total(&report.vm), "unknown": total(&report.unknown) },
         "sites_found": found,
         "sites": sites,
-        "verdicts": [],
+        "verdicts": verdict::json::verdicts(&report.verdicts),
+        "thresholds": verdict::json::thresholds(),
+        "blind": recording.blind,
         "losses": recording.losses,
         "counts": recording.counts,
-        "cost": { "node_cpu_share": null, "events_per_s": report.calls_per_second(), "budget": null },
+        "cost": {
+            "node_cpu_share": report.cost_share(),
+            "events_per_s": report.calls_per_second(),
+            "budget": recording.cost.budget,
+            "steps": recording.cost.steps,
+        },
         "probes": recording.probes,
         "notes": recording.notes,
         "defects": recording.defects,
@@ -189,9 +197,9 @@ mod tests {
     #[test]
     fn all_keys_of_the_schema_are_there() {
         let schema = [
-            ("", "schema node interval rss allocators libc tags sites verdicts losses cost defects"),
+            ("", "schema node interval rss allocators libc tags sites verdicts thresholds blind losses cost defects"),
             ("/node", "pid name otp_release erts_version emulator arch libc kernel container"),
-            ("/interval", "start_unix seconds snapshots mode"),
+            ("/interval", "start_unix seconds snapshots mode followed_seconds"),
             ("/rss", "total pss anon file shmem swap owners unattributed"),
             (
                 "/sites/0",
@@ -199,7 +207,8 @@ mod tests {
                  mfa thread stack",
             ),
             ("/sites/0/stack/0", "kind module function offset file line"),
-            ("/cost", "node_cpu_share events_per_s budget"),
+            ("/cost", "node_cpu_share events_per_s budget steps"),
+            ("/verdicts/6", "id answer confidence bytes growth_per_s subject summary evidence next"),
         ];
         let full = sample::recording();
         let bare = Recording { snapshots: Vec::new(), ..sample::recording() };

@@ -6,10 +6,12 @@ pub mod json;
 pub mod label;
 mod legend;
 pub mod loss;
+pub mod markdown;
 pub mod memory;
 mod page;
 pub mod text;
 pub mod unit;
+pub(crate) mod verdict;
 
 use std::{cmp::Reverse, collections::BTreeMap};
 
@@ -102,7 +104,7 @@ impl<'a> Report<'a> {
             interval: Some(&recording.interval),
             followed_seconds: recording.followed_seconds(),
             snapshots: &recording.snapshots,
-            looks: &recording.looks,
+            looks: Case::with_owners(&recording.looks),
             sites: &sites,
             vm_api: &vm_api,
             faults: &recording.faults,
@@ -129,6 +131,12 @@ impl<'a> Report<'a> {
             }
         }
         report
+    }
+
+    /// Share of one processor's time that the recording has cost the node.
+    pub fn cost_share(&self) -> Option<f64> {
+        let seconds = self.recording.interval.seconds;
+        self.recording.cost.node_seconds.filter(|_| seconds > 0.0).map(|cost| cost / seconds)
     }
 
     /// Allocations and frees per second.
