@@ -118,31 +118,28 @@ fn walked(explanation: &Explanation) -> Option<bool> {
     (depth.asked == Depth::Full).then_some(depth.walked == depth.carriers)
 }
 
-/// Things in the order of time. Where there would be more than [`KEPT`], every second one is dropped, and from then on only
-/// every second one stays, so that those that are kept always cover the whole time evenly, as the points of a
-/// [`crate::ledger::Series`] do. The first and the newest are always there.
+/// Things in the order of time: every one at first, and where there would be more than [`KEPT`], every second, fourth and so
+/// on, so that they always cover the whole time evenly. The first and the newest are always there.
 #[derive(Clone, Debug)]
 struct Thinned<T> {
     kept: Vec<T>,
-    stride: u32,
-    /// Things pushed since the last one that stays. Above 0, the last of `kept` is only the newest, for now.
-    skipped: u32,
+    /// Things seen.
+    seen: u64,
+    /// One in so many stays.
+    stride: u64,
 }
 
 impl<T> Default for Thinned<T> {
     fn default() -> Self {
-        Self { kept: Vec::new(), stride: 1, skipped: 0 }
+        Self { kept: Vec::new(), seen: 0, stride: 1 }
     }
 }
 
 impl<T> Thinned<T> {
     fn push(&mut self, newest: T) {
-        if self.skipped > 0 {
+        // The last one may have been there only because it was the newest.
+        if self.seen.checked_sub(1).is_some_and(|last| !last.is_multiple_of(self.stride)) {
             self.kept.pop();
-        }
-        self.skipped += 1;
-        if self.skipped >= self.stride || self.kept.is_empty() {
-            self.skipped = 0;
         }
         if self.kept.len() >= KEPT {
             let mut keep = false;
@@ -153,6 +150,7 @@ impl<T> Thinned<T> {
             self.stride = self.stride.saturating_mul(2);
         }
         self.kept.push(newest);
+        self.seen = self.seen.saturating_add(1);
     }
 }
 
@@ -216,10 +214,11 @@ mod tests {
             prop_assert!(kept.len() <= KEPT);
             prop_assert_eq!((kept.first(), kept.last()), (Some(&0), Some(&(count - 1))));
             let gaps: Vec<u32> = kept.windows(2).map(|pair| pair[1] - pair[0]).collect();
-            let widest = gaps.iter().max().copied().unwrap_or(0);
-            // All gaps but the one before the newest are the same, and as wide as they have to be.
-            prop_assert!(gaps.iter().rev().skip(1).all(|gap| *gap == widest));
-            prop_assert!(widest <= count.div_ceil(KEPT as u32 / 2), "{widest} of {count}");
+            let stride = gaps.first().copied().unwrap_or(1);
+            // All are equally far apart but for the newest, and no farther than they have to be.
+            prop_assert!(gaps.iter().rev().skip(1).all(|gap| *gap == stride), "{:?}", kept);
+            prop_assert!(gaps.last().is_none_or(|gap| *gap <= stride), "{:?}", kept);
+            prop_assert!(stride <= count.div_ceil(KEPT as u32 / 2), "{} of {}", stride, count);
         }
     }
 }
