@@ -175,18 +175,15 @@ impl Document {
             self.out.write_str(&block("text", &frames))?;
         }
         if !verdict.next.is_empty() {
-            writeln!(self.out, "\n**Next**")?;
+            writeln!(self.out, "\nNext:\n")?;
         }
         for next in &verdict.next {
-            let (purpose, text) = match verdict::step(next) {
-                Step::Sentence(sentence) => (Some(with_code(&sentence)), None),
-                Step::Paste { text, purpose } => (purpose.map(|purpose| format!("{}:", plain(&purpose))), Some(text)),
-            };
-            if let Some(purpose) = purpose {
-                writeln!(self.out, "\n{purpose}")?;
-            }
-            if let Some(text) = text {
-                write!(self.out, "\n{}", block("sh", &[text]))?;
+            match verdict::step(next) {
+                Step::Sentence(sentence) => writeln!(self.out, "- {}", with_code(&sentence))?,
+                Step::Paste { text, purpose } => {
+                    let purpose = purpose.map(|purpose| format!(": {}", plain(&purpose))).unwrap_or_default();
+                    writeln!(self.out, "- {}{purpose}", code(&text))?;
+                }
             }
         }
         Ok(())
