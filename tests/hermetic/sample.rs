@@ -14,7 +14,8 @@ use beamscope::{
     ledger::{Series, Survivors},
     mapping::{Address, Mappings},
     recording::{
-        Asked, CarrierSeen, Cost, Emulator, Ended, Interval, Look, Mode, Node, Probe, Recording, Site, Snapshot,
+        Asked, CarrierSeen, Cost, Emulator, Ended, FaultSite, Interval, Look, Mode, Node, Probe, Recording, Site,
+        Snapshot,
     },
     stack::{Frame, FrameKind, Stack, StackEnd},
 };
@@ -43,7 +44,22 @@ pub(crate) fn recording() -> Recording {
             CarrierSeen { site: 3, allocator: "binary_alloc".into(), bytes: 8 * MIB },
             CarrierSeen { site: 3, allocator: "ets_alloc".into(), bytes: 8 * MIB },
         ],
-        faults: Vec::new(),
+        faults: vec![FaultSite {
+            stack: Stack {
+                frames: vec![
+                    frame("libc.so.6", "memset", None),
+                    frame("leaky.so", "leak_block", Some(("/build/leaky/c_src/leaky.c", 43))),
+                    erlang("thumbnails", "scale/2", None),
+                ],
+                end: StackEnd::Erlang,
+            },
+            owner: Some(Owner::NativeUsed),
+            thread: Some(kind("erts_sched_1")),
+            threads: vec!["erts_sched_1".into()],
+            faults: 130_000,
+            bytes: 508 * MIB,
+            sampled: 650,
+        }],
         blind: Vec::new(),
         cost: Cost { budget: None, node_seconds: Some(1.5), steps: Vec::new() },
         losses: BTreeMap::from([("lost_samples".into(), 12), ("missed_frees".into(), 3)]),

@@ -24,7 +24,7 @@ pub(super) fn parse_condition(text: &str) -> Result<Condition, String> {
         })?)),
         (Some(bound), Some(_)) => Some(Bound::Size(
             super::parse_bytes(bound)
-                .map_err(|_| format!("{name} is a matter of size: expected one, such as {name}>100MiB"))?,
+                .map_err(|_unnamed| format!("{name} is a matter of size: expected one, such as {name}>100MiB"))?,
         )),
     };
     Ok(Condition { id, above })
@@ -54,7 +54,7 @@ mod tests {
         let good = [
             ("native_leak", Some(VerdictId::NativeLeak), None),
             ("any", None, None),
-            ("native_leak>1MiB/min", Some(VerdictId::NativeLeak), Some(Bound::Rate((1 << 20) as f64 / 60.0))),
+            ("native_leak>1MiB/min", Some(VerdictId::NativeLeak), Some(Bound::Rate(1_048_576.0 / 60.0))),
             ("vm_growth > 600/s", Some(VerdictId::VmGrowth), Some(Bound::Rate(600.0))),
             ("nif_leak>36KiB/h", Some(VerdictId::NifLeak), Some(Bound::Rate(10.24))),
             ("fragmentation>512MiB", Some(VerdictId::Fragmentation), Some(Bound::Size(512 << 20))),

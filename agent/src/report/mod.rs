@@ -19,7 +19,7 @@ use self::memory::Memory;
 use crate::{
     attribute::{Class, RankedSite, attribute},
     judge::{self, Case, Verdict},
-    recording::{Asked, CarrierSeen, Recording, Snapshot},
+    recording::{Asked, CarrierSeen, FaultSite, Recording, Snapshot},
 };
 
 /// A recording, with an owner for each site, ranked.
@@ -43,6 +43,8 @@ pub struct Report<'a> {
     pub sites: Vec<RankedSite<'a>>,
     /// Those at which native code asked the VM, in the same order. Their bytes lie in carriers, so they are in no sum.
     pub vm_api: Vec<RankedSite<'a>>,
+    /// The stacks that touched memory first, by falling bytes.
+    pub faults: Vec<&'a FaultSite>,
     /// Those at which the VM's allocators asked for carriers, by falling bytes. Which of them are still there is not known.
     pub carriers: Vec<RankedSite<'a>>,
 }
@@ -111,6 +113,8 @@ impl<'a> Report<'a> {
             losses: &recording.losses,
             counts: &recording.counts,
         });
+        let mut faults: Vec<_> = recording.faults.iter().collect();
+        faults.sort_by(|one, other| other.bytes.cmp(&one.bytes).then_with(|| one.stack.cmp(&other.stack)));
         let mut report = Self {
             recording,
             verdicts,
@@ -121,6 +125,7 @@ impl<'a> Report<'a> {
             unknown: Total::default(),
             sites,
             vm_api,
+            faults,
             carriers,
         };
         for ranked in &report.sites {

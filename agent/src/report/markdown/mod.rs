@@ -175,18 +175,15 @@ impl Document {
             self.out.write_str(&block("text", &frames))?;
         }
         if !verdict.next.is_empty() {
-            writeln!(self.out, "\n**Next**")?;
+            writeln!(self.out, "\nNext:\n")?;
         }
         for next in &verdict.next {
-            let (purpose, text) = match verdict::step(next) {
-                Step::Sentence(sentence) => (Some(with_code(&sentence)), None),
-                Step::Paste { text, purpose } => (purpose.map(|purpose| format!("{}:", plain(&purpose))), Some(text)),
-            };
-            if let Some(purpose) = purpose {
-                writeln!(self.out, "\n{purpose}")?;
-            }
-            if let Some(text) = text {
-                write!(self.out, "\n{}", block("sh", &[text]))?;
+            match verdict::step(next) {
+                Step::Sentence(sentence) => writeln!(self.out, "- {}", with_code(&sentence))?,
+                Step::Paste { text, purpose } => {
+                    let purpose = purpose.map(|purpose| format!(": {}", plain(&purpose))).unwrap_or_default();
+                    writeln!(self.out, "- {}{purpose}", code(&text))?;
+                }
             }
         }
         Ok(())
@@ -265,17 +262,27 @@ fn function(ranked: &RankedSite<'_>) -> Option<String> {
     Some(label::function(ranked.site.stack.frames.get(ranked.attribution.responsible?)?))
 }
 
-/// The site that a confirmed leak is about: the largest whose function its subject names, so none where it names none.
+/// The site that a confirmed leak is about: the first whose function and library its subject begins with, of those the one
+/// that was called by the Erlang function which it names.
 fn responsible<'a>(report: &'a Report<'a>, verdict: &Verdict) -> Option<&'a RankedSite<'a>> {
     let sites = match verdict.id {
         VerdictId::NativeLeak => &report.sites,
         VerdictId::NifLeak => &report.vm_api,
         _ => return None,
     };
-    let subject = verdict.subject.as_deref().filter(|_| verdict.answer == Answer::Confirmed)?;
-    sites.iter().find(|ranked| {
-        ranked.attribution.class != Class::Vm && function(ranked).is_some_and(|name| subject.contains(&name))
-    })
+    let subject = label::clean(verdict.subject.as_deref().filter(|_| verdict.answer == Answer::Confirmed)?);
+    let is_named = |ranked: &&RankedSite<'_>| match (&ranked.attribution.class, function(ranked)) {
+        (Class::Native { library }, Some(function)) => {
+            subject.starts_with(&format!("{function} in {}", label::clean(library)))
+        }
+        _ => false,
+    };
+    let is_called_so = |ranked: &&RankedSite<'_>| {
+        let erlang = ranked.site.stack.frames.iter().find(|frame| frame.kind == FrameKind::Erlang);
+        erlang.is_some_and(|frame| subject.ends_with(&label::function(frame)))
+    };
+    let named = || sites.iter().filter(is_named);
+    named().find(is_called_so).or_else(|| named().next())
 }
 
 #[cfg(test)]
@@ -349,12 +356,14 @@ mod tests {
         }
         let mut report = Report::new(&recording);
         report.verdicts = verdicts::verdicts();
+        let subject = format!("{} in {evil}", function(&report.sites[0]).expect("a function"));
         for verdict in &mut report.verdicts {
-            (verdict.subject, verdict.summary) = (Some(label::clean(evil)), evil.into());
+            (verdict.subject, verdict.summary) = (Some(subject.clone()), evil.into());
             verdict.next = vec![evil.into(), format!("{evil}  # {evil}")];
         }
         let text = of_recording(&report, Options::default());
         assert!(!text.contains('\x1b'));
+        assert!(text.contains("```text\n"), "no stack was put to the test");
         let mut fence = None;
         for line in text.lines() {
             let is_fence = line.starts_with("```");

@@ -3,6 +3,7 @@
 //! It fits a terminal of 100 columns. Headings are styled with ANSI sequences; who writes the text takes them out where they are not wanted.
 
 mod asked;
+pub(super) mod faults;
 
 use std::fmt::{self, Write as _};
 
@@ -71,6 +72,7 @@ impl Text<'_> {
         self.vm_table(&vm)?;
         self.carriers()?;
         self.vm_api()?;
+        self.faults()?;
         if let Some(memory) = &self.report.memory {
             let options = memory::text::Options { units: self.options.units, ..memory::text::Options::default() };
             memory::text::sections(&mut self.page, memory, options)?;
@@ -345,6 +347,16 @@ mod tests {
         let text = plain(&recording, Options::default());
         let (native, vm) = text.split_once("What native code asked the VM for").expect("a table");
         assert!(vm.contains("These blocks lie in carriers") && !native.contains("These blocks"), "{text}");
+    }
+
+    #[test]
+    fn who_touches_memory_is_a_lead_only() {
+        let text = plain(&sample::recording(), Options::default());
+        let (_, faults) = text.split_once("Who touched memory first\n").expect("a table");
+        assert!(faults.contains("native.used") && faults.contains("A lead and no proof"), "{faults}");
+        assert!(faults.contains("leak_block") && !faults.contains("memset"), "{faults}");
+        let none = Recording { faults: Vec::new(), ..sample::recording() };
+        assert!(!plain(&none, Options::default()).contains("Who touched"));
     }
 
     #[test]

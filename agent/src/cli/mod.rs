@@ -113,7 +113,8 @@ pub struct ExplainArgs {
     #[command(flatten)]
     pub writing: Writing,
     /// Exit with code 3 where one of these verdicts is confirmed: a list such as
-    /// 'native_leak>1MiB/min,fragmentation', or any. A bound is a rate for what grows, else a size
+    /// `native_leak>1MiB/min,fragmentation`, or `any`. A bound is a rate for what grows, else a size; quote it for the
+    /// shell
     #[arg(long, value_name = "VERDICT[>BOUND]", value_delimiter = ',', value_parser = fail_on::parse_condition)]
     pub fail_on: Vec<Condition>,
     /// Replace files where they exist
@@ -170,7 +171,8 @@ pub struct RecordArgs {
     #[arg(long, value_name = "PERCENT", default_value = "15", value_parser = parse_percent)]
     pub budget: f64,
     /// Exit with code 3 where one of these verdicts is confirmed: a list such as
-    /// 'native_leak>1MiB/min,fragmentation', or any. A bound is a rate for what grows, else a size
+    /// `native_leak>1MiB/min,fragmentation`, or `any`. A bound is a rate for what grows, else a size; quote it for the
+    /// shell
     #[arg(long, value_name = "VERDICT[>BOUND]", value_delimiter = ',', value_parser = fail_on::parse_condition)]
     pub fail_on: Vec<Condition>,
     /// Replace the file where it exists
@@ -247,7 +249,8 @@ pub struct ReportArgs {
     #[command(flatten)]
     pub writing: Writing,
     /// Exit with code 3 where one of these verdicts is confirmed: a list such as
-    /// 'native_leak>1MiB/min,fragmentation', or any. A bound is a rate for what grows, else a size
+    /// `native_leak>1MiB/min,fragmentation`, or `any`. A bound is a rate for what grows, else a size; quote it for the
+    /// shell
     #[arg(long, value_name = "VERDICT[>BOUND]", value_delimiter = ',', value_parser = fail_on::parse_condition)]
     pub fail_on: Vec<Condition>,
     /// Replace the file where it exists
