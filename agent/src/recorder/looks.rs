@@ -5,9 +5,13 @@ use std::time::Duration;
 
 use crate::{
     erts::alloc::Depth,
+    explain::{
+        model::Explanation,
+        whose::{Owners, Pages},
+    },
     look::{self, Answer, Looking},
     recording::Look,
-    target::process::Target,
+    target::process::{Target, TargetError},
 };
 
 /// Seconds between two looks.
@@ -22,23 +26,32 @@ pub(super) struct Looks {
     /// The one that goes on, and when it began.
     going_on: Option<(f64, Looking)>,
     last: f64,
+    /// Whose the pages were that the last look was asked about.
+    pub(super) owners: Owners,
 }
 
 impl Looks {
-    /// Looks now, at every block that there is time for.
-    pub(super) fn take(&mut self, target: &Target, at: f64, defects: &mut Vec<String>) {
+    /// Looks now, at every block that there is time for; asks about `pages`.
+    pub(super) fn take(&mut self, target: &Target, at: f64, pages: Pages, defects: &mut Vec<String>) {
         self.collect(target, defects);
-        let answer = look::at(target, Depth::Full, Some(BUDGET));
+        let answer = look::and_ask(target, Depth::Full, Some(BUDGET), pages);
         self.keep(target, at, answer, defects);
     }
 
-    /// Begins a look when it is time, and takes in one that is done. To be called about once a second.
-    pub(super) fn go_on(&mut self, target: &Target, at: f64, defects: &mut Vec<String>) {
+    /// Begins a look when it is time, which asks about `pages`, and takes in one that is done. To be called about once a
+    /// second.
+    pub(super) fn go_on(
+        &mut self,
+        target: &Target,
+        at: f64,
+        pages: impl FnOnce() -> Pages,
+        defects: &mut Vec<String>,
+    ) {
         self.collect(target, defects);
         if self.going_on.is_none() && at - self.last >= EVERY {
             self.last = at;
             // The carriers and their headers tell who grows, at a small part of the cost.
-            self.going_on = Some((at, Looking::begin(target.pid(), Depth::Headers, BUDGET)));
+            self.going_on = Some((at, Looking::begin(target.pid(), Depth::Headers, BUDGET, pages())));
         }
     }
 
@@ -60,11 +73,14 @@ impl Looks {
         &mut self,
         target: &Target,
         at: f64,
-        answer: Result<crate::explain::model::Explanation, crate::target::process::TargetError>,
+        answer: Result<(Explanation, Owners), TargetError>,
         defects: &mut Vec<String>,
     ) {
         match answer {
-            Ok(explanation) => self.done.push(Look { at, explanation }),
+            Ok((explanation, owners)) => {
+                self.done.push(Look { at, explanation });
+                self.owners = owners;
+            }
             // A process that is gone has no memory; the looks before it stay.
             Err(_) if !target.is_alive() => {}
             Err(error) => {
