@@ -5,12 +5,10 @@ use bytemuck::{AnyBitPattern, NoUninit};
 
 /// Time for which a processor saves up what it may spend, in nanoseconds.
 const SAVED_UP: u64 = 1_000_000_000;
-/// What is saved up is spent within two to the power of this, in nanoseconds: 134 ms.
-const SPENT_WITHIN: u32 = 27;
 /// Bits of [`Pace::next`]'s share.
 const SHARE_BITS: u32 = 16;
-/// Longest mean distance of two events that are looked at.
-const LONGEST: u64 = 4096;
+/// Longest mean distance of two events that are looked at, as a power of 2.
+const LONGEST: u64 = 12;
 
 /// How far it is to the next event that is looked at.
 ///
@@ -68,25 +66,16 @@ impl Pace {
         }
         left -= took as i64;
         self.left = left;
-        // What may be spent in as much time as has passed since the last one.
-        let mut spent = earned >> 1;
+        // Nearly all where much is saved up, few where little is: so the distance comes to be that at which what is spent is
+        // what is earned, however the events are bunched together.
+        let mut doublings = LONGEST;
         if left > 0 {
-            spent = earned + ((left as u64 * elapsed) >> SPENT_WITHIN);
+            doublings = ((most - left) as u64 * (LONGEST + 1)) / (most as u64 | 1);
         }
-        if spent == 0 {
-            spent = 1;
+        if doublings > LONGEST {
+            doublings = LONGEST;
         }
-        let mut events = self.distance as u64;
-        if events == 0 {
-            events = 1;
-        }
-        let mut mean = events.wrapping_mul(took) / spent;
-        if mean < 1 {
-            mean = 1;
-        }
-        if mean > LONGEST {
-            mean = LONGEST;
-        }
+        let mean = 1_u64 << doublings;
         // Evenly from 1 to twice the mean less 1.
         self.distance = (((random as u64 * (2 * mean - 1)) >> 32) + 1) as u32;
         self.to_come = self.distance;
@@ -171,7 +160,7 @@ mod tests {
             let Outcome { estimated, actual, .. } = run(burst, pause);
             let all: u64 = actual.iter().sum();
             let missing = all.abs_diff(estimated.iter().sum());
-            assert!(missing < 2 * LONGEST, "{burst} {pause}: {missing} of {all}");
+            assert!(missing < 2 << LONGEST, "{burst} {pause}: {missing} of {all}");
             let share = |of: [u64; 2]| of[1] as f64 / of.iter().sum::<u64>() as f64;
             let error = (share(estimated) - share(actual)).abs();
             assert!(error < 0.03, "{burst} {pause}: {estimated:?} {actual:?}");
@@ -185,7 +174,7 @@ mod tests {
             for random in [0, 1, u32::MAX] {
                 assert!(pace.event().is_some_and(|weight| weight > 0));
                 pace.next(u32::MAX >> 16, word, word.wrapping_mul(3), random);
-                assert!((1..2 * LONGEST as u32).contains(&pace.distance), "{pace:?}");
+                assert!((1..2_u32 << LONGEST).contains(&pace.distance), "{pace:?}");
                 pace.to_come = 1;
             }
         }
