@@ -1,5 +1,6 @@
 //! The edge to the kernel: what it can do, what is attached, and what comes back.
 
+pub mod faults;
 pub mod features;
 pub mod object;
 pub mod placement;

@@ -22,6 +22,7 @@ use beamscope_probe::{
 use thiserror::Error;
 
 use super::{
+    faults,
     object::{self, ObjectError},
     plan::{AttachPlan, MappingCalls, Point, StackEngine},
     tracefs,
@@ -133,6 +134,8 @@ pub struct Session {
     rows: Array<MapData, Wire<[Row; ROWS_PER_CHUNK]>>,
     rules: Array<MapData, Wire<Rule>>,
     settings: Control,
+    /// Why page faults are not followed although that was planned.
+    without_faults: Option<SessionError>,
     /// Programs and links. The kernel needs some hundredths of a second to take each away, in which a thread of the node
     /// that hits it can wait for a grace period. That is shortest while beamscope does nothing else, so it comes last.
     _attached: Ebpf,
@@ -174,7 +177,9 @@ impl Session {
             tracefs::with(mount_tracefs, || attach_system_calls(&mut ebpf, plan.engine))
                 .map_err(SessionError::Tracefs)??;
         }
+        let without_faults = if plan.faults { faults::attach(&mut ebpf, plan.engine).err() } else { None };
         Ok(Self {
+            without_faults,
             control: take(&mut ebpf, "CONTROL")?,
             counters: take(&mut ebpf, "COUNTERS")?,
             sites: take(&mut ebpf, "SITES")?,
@@ -193,10 +198,16 @@ impl Session {
                 target: plan.target,
                 introductions: INTRODUCTIONS,
                 walk_share: share(settings.walk_share),
+                fault_share: faults::share(),
                 ..Control::default()
             },
             _attached: ebpf,
         })
+    }
+
+    /// Why page faults are not followed although that was planned.
+    pub fn without_faults(&self) -> Option<&SessionError> {
+        self.without_faults.as_ref()
     }
 
     /// Begins to record, with all probes at once.
@@ -470,7 +481,7 @@ fn load(
     if loaded { Ok(()) } else { load().map_err(|source| SessionError::Program { program, source }) }
 }
 
-fn program_mut<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, SessionError>
+pub(super) fn program_mut<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, SessionError>
 where
     &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
 {

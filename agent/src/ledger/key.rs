@@ -85,7 +85,9 @@ impl KeyLedger {
                 Weight { bytes, blocks: bytes / header.size.max(1) as f64 }
             }
             SampleOrigin::Each => Weight { bytes: header.size as f64, blocks: 1.0 },
-            SampleOrigin::Introduction | SampleOrigin::Mapping | SampleOrigin::Thread => Weight::default(),
+            SampleOrigin::Introduction | SampleOrigin::Mapping | SampleOrigin::Thread | SampleOrigin::Fault => {
+                Weight::default()
+            }
         };
         self.stacks.entry(stack).or_default().allocated.add(weight, 1.0);
         let block = (header.address, header.sequence);

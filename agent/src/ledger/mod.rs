@@ -129,12 +129,17 @@ impl Ledger {
         }
     }
 
+    /// The threads that were seen at `stack`, sorted by name.
+    pub fn threads_of(&self, stack: StackId) -> Vec<String> {
+        self.threads.get(&stack).cloned().unwrap_or_default()
+    }
+
     /// Takes a sample whose stack is `stack`; `mean` is the sampling interval in bytes.
     pub fn sample(&mut self, header: &SampleHeader, stack: StackId, mean: u64) {
         match SampleOrigin::try_from(header.origin) {
             Ok(SampleOrigin::Mapping) => self.mapping_stack(header.thread, header.sequence, stack),
-            // It is the thread's, and no memory's.
-            Ok(SampleOrigin::Thread) => {}
+            // It is the thread's, or the fault's, and no block's.
+            Ok(SampleOrigin::Thread | SampleOrigin::Fault) => {}
             Ok(origin) => self.keys.entry(header.site).or_default().sample(header, origin, stack, mean),
             Err(_) => self.dropped_samples += 1,
         }

@@ -11,7 +11,7 @@ use crate::{
     kernel::plan::{MappingCalls, is_mapping_call},
     ledger::{Ledger, SiteTotals},
     mapping::Address,
-    recording::{Asked, CarrierSeen, Cost, Ended, Interval, Probe, Recording, Site},
+    recording::{Asked, BlindSpan, CarrierSeen, Cost, Ended, Interval, Mode, Probe, Recording, Site},
     stack::{Frame, FrameKind, KERNEL_MODULE, Stack, raw::RawStack},
     target::allocator::Allocator,
 };
@@ -36,8 +36,9 @@ impl Recorder {
         }
         self.observe()?;
         if ended != Ended::NodeExited {
-            self.looks.take(&self.target, seconds, &mut self.defects);
+            self.looks.take(&self.target, seconds, self.faults.pages(), &mut self.defects);
         }
+        let touched = self.faults.touched(&self.looks.owners, |stack| self.ledger.threads_of(stack));
         let live = self.session.live_blocks().collect::<Result<Vec<(u64, Block)>, _>>()?;
         let counters = Counter::ALL
             .iter()
@@ -83,6 +84,7 @@ impl Recorder {
             ("dropped_samples", dropped_samples),
             ("dropped_mapping_events", dropped_events),
             ("stacks_without_room", self.stacks.refused()),
+            ("faults_without_room", self.faults.without_room),
             ("addresses_without_readable_symbols", self.code.unreadable_symbols()),
             ("reused_code_addresses", self.code.erlang.reused_addresses()),
             ("nameless_code_addresses", self.code.erlang.nameless_addresses()),
@@ -113,8 +115,8 @@ impl Recorder {
             mappings: self.code.mappings.clone(),
             sites,
             carriers,
-            faults: Vec::new(),
-            blind: Vec::new(),
+            faults: self.fault_sites(touched),
+            blind: blind(self.options.mode, seconds),
             cost: Cost::default(),
             losses,
             counts,
@@ -198,6 +200,13 @@ impl Recorder {
             .map(|found| CarrierSeen { site, allocator: found.allocator, bytes: found.bytes })
             .collect()
     }
+}
+
+/// When allocations were not followed, as far as the mode alone tells.
+fn blind(mode: Mode, seconds: f64) -> Vec<BlindSpan> {
+    let reason = "growth mode follows no allocations".to_owned();
+    let whole = BlindSpan { from: 0.0, until: seconds, reason };
+    if mode == Mode::Growth { vec![whole] } else { Vec::new() }
 }
 
 /// What is known of the stack of a site that no sample has shown: who called.

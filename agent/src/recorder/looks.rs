@@ -5,7 +5,10 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     erts::alloc::Depth,
-    explain::model::Explanation,
+    explain::{
+        model::Explanation,
+        whose::{Owners, Pages},
+    },
     look::{Answer, Looked, Looking},
     recording::Look,
     target::process::{Target, TargetError},
@@ -35,6 +38,8 @@ pub(super) struct Looks {
     /// The one that goes on, and when it began.
     going_on: Option<(f64, Looking)>,
     plan: Plan,
+    /// Whose the pages were that the last look was asked about.
+    pub(super) owners: Owners,
 }
 
 /// When to look next, and how deep.
@@ -69,14 +74,15 @@ impl Plan {
 }
 
 impl Looks {
-    /// Looks now, at every block that there is time for.
-    pub(super) fn take(&mut self, target: &Target, at: f64, defects: &mut Vec<String>) {
+    /// Looks now, at every block that there is time for; asks about `pages`.
+    pub(super) fn take(&mut self, target: &Target, at: f64, pages: Pages, defects: &mut Vec<String>) {
         self.collect(target, defects);
-        self.keep(target, at, Looked::now(target, Depth::Full, BUDGET), defects);
+        self.keep(target, at, Looked::now(target, Depth::Full, BUDGET, pages), defects);
     }
 
-    /// Begins a look when it is time, and takes in one that is done. To be called about once a second.
-    pub(super) fn go_on(&mut self, target: &Target, at: f64, defects: &mut Vec<String>) {
+    /// Begins a look when it is time, which asks about `pages`, and takes in one that is done. To be called about once a
+    /// second.
+    pub(super) fn go_on(&mut self, target: &Target, at: f64, pages: impl FnOnce() -> Pages, defects: &mut Vec<String>) {
         self.collect(target, defects);
         if self.going_on.is_none()
             && let Some(depth) = self.plan.depth(at)
@@ -86,7 +92,7 @@ impl Looks {
             match node.map_or_else(|| Target::open(target.pid()).map(Arc::new), Ok) {
                 Ok(node) => {
                     self.target = Some(Arc::clone(&node));
-                    self.going_on = Some((at, Looking::begin(node, depth, budget)));
+                    self.going_on = Some((at, Looking::begin(node, depth, budget, pages())));
                 }
                 Err(error) => missing(target, error, defects),
             }
@@ -108,10 +114,13 @@ impl Looks {
     }
 
     fn keep(&mut self, target: &Target, at: f64, looked: Looked, defects: &mut Vec<String>) {
-        let Looked { explanation, took } = looked;
-        self.plan.note(at, took, explanation.as_ref().ok().and_then(walked));
-        match explanation {
-            Ok(explanation) => self.done.push(Look { at, explanation }),
+        let Looked { found, took } = looked;
+        self.plan.note(at, took, found.as_ref().ok().and_then(|(explanation, _)| walked(explanation)));
+        match found {
+            Ok((explanation, owners)) => {
+                self.done.push(Look { at, explanation });
+                self.owners = owners;
+            }
             Err(error) => missing(target, error, defects),
         }
     }

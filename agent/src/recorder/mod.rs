@@ -2,6 +2,7 @@
 
 mod code;
 mod erlang;
+mod faults;
 mod finish;
 mod looks;
 mod stacks;
@@ -17,7 +18,9 @@ use anyhow::Context as _;
 use beamscope_probe::{MappingEvent, SampleHeader, SampleOrigin};
 
 use crate::{
+    explain::whose::Pages,
     kernel::{
+        faults::FaultTracing,
         features::{Capabilities, KernelFeatures},
         object,
         plan::{self, AttachPlan, MappingCalls, StackEngine, SystemCallTracing},
@@ -33,6 +36,7 @@ use crate::{
     },
 };
 use code::Code;
+use faults::Faults;
 use looks::Looks;
 use stacks::StackTable;
 
@@ -103,6 +107,7 @@ pub struct Recorder {
     learned: Instant,
     snapshots: Vec<Snapshot>,
     looks: Looks,
+    faults: Faults,
     malformed: u64,
     defects: Vec<String>,
 }
@@ -118,7 +123,10 @@ impl Recorder {
         if !resolved {
             defects.push("which malloc the process calls could not be read from its memory, only from the order in which its libraries were loaded".to_owned());
         }
-        let tracing = if options.no_tracepoints {
+        let follows_allocations = options.mode != Mode::Growth;
+        let tracing = if !follows_allocations {
+            SystemCallTracing::NotAsked
+        } else if options.no_tracepoints {
             SystemCallTracing::Unavailable { reason: "asked for by --no-tracepoints".to_owned() }
         } else if target.node().libc.as_deref().is_some_and(|libc| libc.starts_with("musl")) {
             SystemCallTracing::Unavailable {
@@ -128,8 +136,8 @@ impl Recorder {
             SystemCallTracing::of(features)
         };
         let (engine, engine_note) = StackEngine::of(features, options.stack_engine);
-        let mut probed = allocators.clone();
-        if options.vm_api {
+        let mut probed = if follows_allocations { allocators.clone() } else { Vec::new() };
+        if options.vm_api && follows_allocations {
             let VmApi { functions, unseen } =
                 vm_api::find(&target).context("cannot follow what native code asks the VM for")?;
             probed.push(functions);
@@ -140,7 +148,9 @@ impl Recorder {
         let requests = vm_api::carrier_requests(&target).context("cannot read the VM's executable")?;
         let note = if requests.is_some() { CARRIERS_REQUESTED } else { CARRIERS_SEEN };
         probed.extend(requests);
-        let mut plan = AttachPlan::new(object::HOST, &probed, &tracing, engine, target.pid());
+        let faults = if options.mode == Mode::Exact { FaultTracing::NotAsked } else { FaultTracing::of(features) };
+        let plan = AttachPlan::new(object::HOST, &probed, &tracing, engine, target.pid());
+        let mut plan = plan.with_faults(&faults, target.pid());
         plan.notes.extend(engine_note);
         plan.notes.push(note.to_owned());
         let through_map_files = features.capabilities.clone().is_ok_and(Capabilities::can_open_mapped_files);
@@ -159,6 +169,9 @@ impl Recorder {
         };
         let mut session = Session::attach(&plan, pid, &settings)
             .with_context(|| format!("cannot follow the allocations of process {pid}"))?;
+        if let Some(error) = session.without_faults() {
+            defects.push(format!("page faults are not followed: {}", crate::erts::alloc::survey::whole(error)));
+        }
         code.publish(&mut session)?;
         session.set_erlang(code.erlang.offsets(), code.erlang.schedulers())?;
         Ok(Self {
@@ -176,6 +189,7 @@ impl Recorder {
             learned: Instant::now(),
             snapshots: Vec::new(),
             looks: Looks::default(),
+            faults: Faults::new(procfs::page_size()),
             malformed: 0,
             defects,
         })
@@ -183,7 +197,7 @@ impl Recorder {
 
     /// Begins to record.
     pub fn start(&mut self) -> anyhow::Result<()> {
-        self.looks.take(&self.target, 0.0, &mut self.defects);
+        self.looks.take(&self.target, 0.0, Pages::default(), &mut self.defects);
         self.snapshots.push(self.target.snapshot(0.0)?);
         self.start_unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
         self.ledger = Ledger::new(monotonic()?, procfs::page_size(), self.code.heap_end());
@@ -259,7 +273,7 @@ impl Recorder {
     }
 
     fn take_samples(&mut self) -> anyhow::Result<usize> {
-        let Self { session, ledger, malformed, code, target, stacks, plan, options, allocator_code, .. } = self;
+        let Self { session, ledger, malformed, code, target, stacks, plan, options, allocator_code, faults, .. } = self;
         let mut walked: Vec<SampleHeader> = Vec::new();
         let samples = session.read_samples(RECORDS_AT_ONCE, malformed, |header, captured| {
             let Some(captured) = captured else {
@@ -268,8 +282,9 @@ impl Recorder {
             };
             let is_mapping = header.origin == SampleOrigin::Mapping as u32;
             let is_thread = header.origin == SampleOrigin::Thread as u32;
+            let is_fault = header.origin == SampleOrigin::Fault as u32;
             let from_system_call = is_mapping && matches!(plan.mapping_calls, MappingCalls::SystemCalls { .. });
-            let stack = code.unwind(target, &captured, !from_system_call);
+            let stack = code.unwind(target, &captured, !from_system_call && !is_fault);
             stacks.count(&stack);
             if is_mapping && is_in(allocator_code, &stack) {
                 ledger.mapping_of_allocator(header.thread, header.sequence);
@@ -282,12 +297,18 @@ impl Recorder {
             }
             stacks.thread(id, header.thread);
             ledger.thread(id, &captured.image.command);
+            if is_fault {
+                faults.take(header, id);
+                return;
+            }
             ledger.sample(header, id, options.sample_interval);
         });
         for header in walked {
             let id = self.stacks.walked(header.stack, &self.session, &self.target, &mut self.ledger)?;
             if header.origin == SampleOrigin::Thread as u32 {
                 self.stacks.created(header.sequence, id);
+            } else if header.origin == SampleOrigin::Fault as u32 {
+                self.faults.take(&header, id);
             } else {
                 self.ledger.sample(&header, id, self.options.sample_interval);
             }
@@ -314,7 +335,7 @@ impl Recorder {
             self.ledger.prove(&self.code.mappings);
         }
         self.ledger.observe(at, &sites);
-        self.looks.go_on(&self.target, at, &mut self.defects);
+        self.looks.go_on(&self.target, at, || self.faults.pages(), &mut self.defects);
         match self.target.snapshot(at) {
             Ok(snapshot) => self.snapshots.push(snapshot),
             // A process that is gone has no figures; the snapshots before it stay.
