@@ -1,5 +1,6 @@
 //! Makes a recording of a process: the one place where target, kernel, stacks, symbols and ledger meet.
 
+mod budget;
 mod code;
 mod erlang;
 mod finish;
