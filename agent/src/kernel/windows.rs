@@ -123,16 +123,25 @@ impl Session {
     /// Begins to take them away, and then to empty the tables of live blocks. `None` where that is going on already.
     pub fn leave_blocks(&mut self) -> Option<Leaving> {
         let tables = self.blocks.tables.take()?;
+        Some(self.leave(tables))
+    }
+
+    /// Begins to take them away for good, and leaves the tables of live blocks as they are. Whoever drops the session need
+    /// not wait for it: what is not gone when beamscope ends, the kernel takes away.
+    pub fn leave_blocks_alone(&mut self) {
+        drop(self.leave(Vec::new()));
+    }
+
+    fn leave(&mut self, mut tables: Vec<(&'static str, LiveBlocks)>) -> Leaving {
         let hits = self.meter.hits(&self.attached);
         let mut links = std::mem::take(&mut self.blocks.links);
         let points = &self.blocks.points;
         let order = leaving_order(points, |program| hits.get(program).copied().unwrap_or(0));
         links.sort_by_key(|(index, _)| order.iter().position(|place| place == index));
         let links: Vec<UProbeLink> = links.into_iter().map(|(_, link)| link).collect();
-        Some(Leaving(thread::spawn(move || {
+        Leaving(thread::spawn(move || {
             // Each waits until the kernel has taken its probe away.
             links.into_iter().for_each(drop);
-            let mut tables = tables;
             let mut live = Ok(Vec::new());
             for (name, table) in &mut tables {
                 if let Ok(blocks) = &mut live
@@ -142,7 +151,7 @@ impl Session {
                 }
             }
             Left { tables, live }
-        })))
+        }))
     }
 
     /// Takes back what [`Session::leave_blocks`] gave away, after waiting for it: the blocks that were live.

@@ -11,7 +11,7 @@ use crate::{
     kernel::plan::{MappingCalls, is_mapping_call},
     ledger::{Ledger, SiteTotals},
     mapping::Address,
-    recording::{Asked, CarrierSeen, Cost, Ended, Interval, Probe, Recording, Site},
+    recording::{Asked, CarrierSeen, Ended, Interval, Mode, Probe, Recording, Site},
     stack::{Frame, FrameKind, KERNEL_MODULE, Stack, raw::RawStack},
     target::allocator::Allocator,
 };
@@ -26,6 +26,8 @@ impl Recorder {
     pub fn finish(&mut self, ended: Ended) -> anyhow::Result<Recording> {
         self.session.stop()?;
         let seconds = self.elapsed();
+        let mut spent = self.session.spent()?;
+        self.close_windows(seconds);
         self.drain()?;
         match self.refresh() {
             Ok(()) => self.ledger.prove(&self.code.mappings),
@@ -76,7 +78,7 @@ impl Recorder {
         ]);
         for (counter, value) in counters {
             let into = if counter.is_loss() { &mut losses } else { &mut counts };
-            into.insert(counter.name().to_owned(), value);
+            into.insert(counter.name().to_owned(), value.saturating_sub(self.windows.forgiven(counter)));
         }
         for (name, value) in [
             ("malformed_records", self.malformed),
@@ -98,6 +100,12 @@ impl Recorder {
         losses.retain(|_, value| *value != 0);
         counts.retain(|_, value| *value != 0);
         self.defects.append(&mut self.code.defects);
+        if self.options.mode == Mode::Auto {
+            // To take the probes away is part of what the budget has to bear.
+            spent = self.session.spent()?;
+        }
+        let (cost, blind) = self.cost(spent.seconds);
+        let notes = self.plan.notes.iter().cloned().chain(self.session.cost_notes()).collect();
         Ok(Recording {
             beamscope: env!("CARGO_PKG_VERSION").to_owned(),
             node: self.target.node().clone(),
@@ -114,11 +122,11 @@ impl Recorder {
             sites,
             carriers,
             faults: Vec::new(),
-            blind: Vec::new(),
-            cost: Cost::default(),
+            blind,
+            cost,
             losses,
             counts,
-            notes: self.plan.notes.clone(),
+            notes,
             probes,
             defects: std::mem::take(&mut self.defects),
         })

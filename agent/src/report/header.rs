@@ -1,7 +1,7 @@
 //! Of which node and which time does a report speak?
 
 use super::{label, unit};
-use crate::recording::{Emulator, Ended, Interval, Mode, Node};
+use crate::recording::{Emulator, Ended, Interval, Mode, Node, Recording};
 
 pub(super) fn node_name(node: &Node) -> String {
     node.name.as_ref().map_or_else(|| format!("process {}", node.pid), |name| label::clean(name))
@@ -35,4 +35,26 @@ pub(super) fn interval_facts(interval: &Interval, beamscope: &str) -> String {
     };
     let (start, span) = (unit::moment(interval.start_unix), unit::seconds(interval.seconds));
     label::clean(&format!("{start} for {span}, {ended}; mode {mode}, beamscope {beamscope}"))
+}
+
+/// What the recording has cost the node, and how much of its time was followed for that.
+pub(super) fn cost_facts(recording: &Recording) -> String {
+    let Some(share) = recording.cost_share() else { return "not measured".to_owned() };
+    let budget = recording.cost.budget.map(|budget| format!(" (budget {})", percent(budget))).unwrap_or_default();
+    let seconds = recording.interval.seconds;
+    let followed = match recording.blind.as_slice() {
+        [] => String::new(),
+        [_] => format!("; allocations followed for {} of it", unit::seconds(recording.followed_seconds())),
+        blind => format!(
+            "; allocations followed for {} of it, in windows between {} blind spans",
+            unit::seconds(recording.followed_seconds()),
+            blind.len()
+        ),
+    };
+    format!("{} of one processor's time over {}{budget}{followed}", percent(share), unit::seconds(seconds))
+}
+
+fn percent(share: f64) -> String {
+    let percent = share * 100.0;
+    if percent < 10.0 { format!("{percent:.1} %") } else { format!("{percent:.0} %") }
 }

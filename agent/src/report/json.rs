@@ -47,7 +47,7 @@ pub fn render(report: &Report<'_>, top: Option<usize>) -> String {
         "verdicts": [],
         "losses": recording.losses,
         "counts": recording.counts,
-        "cost": { "node_cpu_share": null, "events_per_s": report.calls_per_second(), "budget": null },
+        "cost": cost(report),
         "probes": recording.probes,
         "notes": recording.notes,
         "defects": recording.defects,
@@ -59,6 +59,19 @@ pub fn render(report: &Report<'_>, top: Option<usize>) -> String {
         keys.extend(none.into_iter().chain(looked).map(|(key, value)| (key.to_owned(), value)));
     }
     format!("{json:#}\n")
+}
+
+fn cost(report: &Report<'_>) -> Value {
+    let (cost, blind) = (&report.recording.cost, &report.recording.blind);
+    json!({
+        "node_cpu_share": report.recording.cost_share(),
+        "node_seconds": cost.node_seconds,
+        "events_per_s": report.calls_per_second(),
+        "budget": cost.budget,
+        "followed_s": report.recording.followed_seconds(),
+        "blind": blind,
+        "steps": cost.steps,
+    })
 }
 
 fn rss(report: &Report<'_>) -> Value {
@@ -198,7 +211,7 @@ mod tests {
                  mfa thread stack",
             ),
             ("/sites/0/stack/0", "kind module function offset file line"),
-            ("/cost", "node_cpu_share events_per_s budget"),
+            ("/cost", "node_cpu_share node_seconds events_per_s budget followed_s blind steps"),
         ];
         let full = sample::recording();
         let bare = Recording { snapshots: Vec::new(), ..sample::recording() };

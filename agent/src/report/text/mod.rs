@@ -82,6 +82,7 @@ impl Text<'_> {
         writeln!(self.page, "{HEADING}Memory of {}{HEADING:#}", header::node_name(&recording.node))?;
         self.page.field("node", &header::node_facts(&recording.node))?;
         self.page.field("recorded", &header::interval_facts(&recording.interval, &recording.beamscope))?;
+        self.page.field("cost", &header::cost_facts(recording))?;
         let Some(rss) = self.report.rss else {
             return self.page.field("RSS", "not known: no snapshot was taken");
         };
