@@ -16,8 +16,8 @@ use aya::{
     programs::{ProgramError, TracePoint},
 };
 use beamscope_probe::{
-    Block, Control, Counter, ERLANG_WORDS, ErlangOffsets, Function, MappingEvent, Module,
-    ROWS_PER_CHUNK, Row, Rule, STACK_BYTES, SampleHeader, Scheduler, Site, SiteKey, StackImage, StoredStack, WALK_ENDS,
+    Block, Control, Counter, ERLANG_WORDS, ErlangOffsets, Function, MappingEvent, Module, ROWS_PER_CHUNK, Row, Rule,
+    STACK_BYTES, SampleHeader, Scheduler, Site, SiteKey, StackImage, StoredStack, WALK_ENDS,
 };
 use thiserror::Error;
 
@@ -30,9 +30,7 @@ use super::{
     windows::{BlockProbes, attach_point, load_uprobe},
     wire::{Wire, split_record},
 };
-use crate::{
-    stack::{modules::Update, raw::Captured},
-};
+use crate::stack::{modules::Update, raw::Captured};
 
 /// What the user chose.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -23,6 +23,9 @@ const EVERY: Duration = Duration::from_millis(15);
 /// Steps that are kept; a recording of hours can have many windows.
 const STEPS: usize = 1000;
 
+/// Seconds in which the share of walks finds its place.
+const MOMENT: f64 = 1.0;
+
 /// Counters that tell of calls of which only a part was seen, which is no loss where probes came and went meanwhile.
 const OF_PARTS: [Counter; 3] = [Counter::UnmatchedReturns, Counter::AbandonedCalls, Counter::MissedFrees];
 
@@ -35,6 +38,8 @@ pub(super) struct Windows {
     asked: Instant,
     blind: Vec<BlindSpan>,
     steps: Vec<BudgetStep>,
+    /// When the last step was noted, where it is one of walks, or the first of those that it stands for.
+    thinned_at: Option<f64>,
     /// By the name of the counter.
     forgiven: BTreeMap<&'static str, u64>,
 }
@@ -64,6 +69,7 @@ impl Windows {
             asked: Instant::now(),
             blind: Vec::new(),
             steps: Vec::new(),
+            thinned_at: None,
             forgiven: BTreeMap::new(),
         }
     }
@@ -82,6 +88,17 @@ impl Windows {
         if self.steps.len() < STEPS {
             self.steps.push(BudgetStep { at, what });
         }
+        self.thinned_at = None;
+    }
+
+    /// As [`Windows::step`], of how much is walked. What follows within a moment is one step.
+    fn step_of_walks(&mut self, at: f64, what: String) {
+        let began = self.thinned_at.filter(|began| at - began < MOMENT);
+        if began.is_some() {
+            self.steps.pop();
+        }
+        self.step(at, what);
+        self.thinned_at = began.or(Some(at));
     }
 }
 
@@ -116,7 +133,7 @@ impl Recorder {
                 } else {
                     "stacks are walked for sampled bytes only".to_owned()
                 };
-                self.windows.step(reading.at, what);
+                self.windows.step_of_walks(reading.at, what);
                 Ok(())
             }
             Decision::Blind(took) => self.go_blind(took),
@@ -145,7 +162,10 @@ impl Recorder {
             Ok(live) => self.ledger.settle(live.into_iter()),
             Err(error) => {
                 self.ledger.settle(std::iter::empty());
-                self.stop_following(&format!("the blocks that a window left are not known: {:#}", anyhow::Error::new(error)));
+                self.stop_following(&format!(
+                    "the blocks that a window left are not known: {:#}",
+                    anyhow::Error::new(error)
+                ));
             }
         }
     }
@@ -210,9 +230,30 @@ impl Recorder {
 }
 
 fn blind_span(from: f64, until: f64, took: f64) -> BlindSpan {
-    BlindSpan { from, until, reason: format!("to follow every allocation took {}, which is over the budget", share(took)) }
+    BlindSpan {
+        from,
+        until,
+        reason: format!("to follow every allocation took {}, which is over the budget", share(took)),
+    }
 }
 
 fn share(share: f64) -> String {
     format!("{:.0} % of one processor's time", share * 100.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn walks_that_are_thinned_step_by_step_are_one_step() {
+        let mut windows = Windows::new(&Options::default());
+        for (at, what) in [(1.0, "5 %"), (1.1, "3 %"), (1.9, "none"), (2.5, "4 %")] {
+            windows.step_of_walks(at, what.to_owned());
+        }
+        windows.step(2.6, "blind".to_owned());
+        windows.step_of_walks(2.7, "2 %".to_owned());
+        let steps: Vec<(f64, &str)> = windows.steps.iter().map(|step| (step.at, step.what.as_str())).collect();
+        assert_eq!(steps, [(1.9, "none"), (2.5, "4 %"), (2.6, "blind"), (2.7, "2 %")]);
+    }
 }
