@@ -36,6 +36,7 @@ pub(super) fn run(args: &RecordArgs, common: Common) -> anyhow::Result<Ending> {
     let options = Options {
         mode: args.mode.into(),
         budget: args.budget,
+        duration: Some(args.duration),
         sample_interval: args.sample_bytes,
         live_blocks: args.max_live,
         no_tracepoints: args.no_tracepoints,

@@ -11,7 +11,7 @@ use crate::{
     kernel::plan::{MappingCalls, is_mapping_call},
     ledger::{Ledger, SiteTotals},
     mapping::Address,
-    recording::{Asked, BlindSpan, CarrierSeen, Cost, Ended, Interval, Mode, Probe, Recording, Site},
+    recording::{Asked, BlindSpan, CarrierSeen, Ended, Interval, Mode, Probe, Recording, Site},
     stack::{Frame, FrameKind, KERNEL_MODULE, Stack, raw::RawStack},
     target::allocator::Allocator,
 };
@@ -26,6 +26,8 @@ impl Recorder {
     pub fn finish(&mut self, ended: Ended) -> anyhow::Result<Recording> {
         self.session.stop()?;
         let seconds = self.elapsed();
+        let mut spent = self.session.spent()?;
+        self.close_windows(seconds);
         self.drain()?;
         match self.refresh() {
             Ok(()) => self.ledger.prove(&self.code.mappings),
@@ -77,7 +79,7 @@ impl Recorder {
         ]);
         for (counter, value) in counters {
             let into = if counter.is_loss() { &mut losses } else { &mut counts };
-            into.insert(counter.name().to_owned(), value);
+            into.insert(counter.name().to_owned(), value.saturating_sub(self.windows.forgiven(counter)));
         }
         for (name, value) in [
             ("malformed_records", self.malformed),
@@ -100,6 +102,13 @@ impl Recorder {
         losses.retain(|_, value| *value != 0);
         counts.retain(|_, value| *value != 0);
         self.defects.append(&mut self.code.defects);
+        if self.options.mode == Mode::Auto {
+            // To take the probes away is part of what the budget has to bear.
+            spent = self.session.spent()?;
+        }
+        let (cost, mut blind) = self.cost(spent.seconds);
+        blind.extend(blind_by_mode(self.options.mode, seconds));
+        let notes = self.plan.notes.iter().cloned().chain(self.session.cost_notes()).collect();
         Ok(Recording {
             beamscope: env!("CARGO_PKG_VERSION").to_owned(),
             node: self.target.node().clone(),
@@ -116,11 +125,11 @@ impl Recorder {
             sites,
             carriers,
             faults: self.fault_sites(touched),
-            blind: blind(self.options.mode, seconds),
-            cost: Cost::default(),
+            blind,
+            cost,
             losses,
             counts,
-            notes: self.plan.notes.clone(),
+            notes,
             probes,
             defects: std::mem::take(&mut self.defects),
         })
@@ -202,11 +211,10 @@ impl Recorder {
     }
 }
 
-/// When allocations were not followed, as far as the mode alone tells.
-fn blind(mode: Mode, seconds: f64) -> Vec<BlindSpan> {
+/// The span in which the mode follows no allocations.
+fn blind_by_mode(mode: Mode, seconds: f64) -> Option<BlindSpan> {
     let reason = "growth mode follows no allocations".to_owned();
-    let whole = BlindSpan { from: 0.0, until: seconds, reason };
-    if mode == Mode::Growth { vec![whole] } else { Vec::new() }
+    (mode == Mode::Growth).then_some(BlindSpan { from: 0.0, until: seconds, reason })
 }
 
 /// What is known of the stack of a site that no sample has shown: who called.

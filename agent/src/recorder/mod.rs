@@ -1,11 +1,13 @@
 //! Makes a recording of a process: the one place where target, kernel, stacks, symbols and ledger meet.
 
+mod budget;
 mod code;
 mod erlang;
 mod faults;
 mod finish;
 mod looks;
 mod stacks;
+mod windows;
 
 use std::{
     num::NonZeroU32,
@@ -39,6 +41,7 @@ use code::Code;
 use faults::Faults;
 use looks::Looks;
 use stacks::StackTable;
+use windows::Windows;
 
 /// What the user chose.
 #[derive(Clone, Debug)]
@@ -47,6 +50,8 @@ pub struct Options {
     pub mode: Mode,
     /// Share of one processor's time that [`Mode::Auto`] may cost the node.
     pub budget: f64,
+    /// How long the recording is to be, as far as that is known: [`Mode::Auto`] plans for it.
+    pub duration: Option<Duration>,
     /// Mean distance of two sampled bytes.
     pub sample_interval: u64,
     /// Blocks that can be followed at a time.
@@ -66,6 +71,7 @@ impl Default for Options {
         Self {
             mode: Mode::Auto,
             budget: 0.15,
+            duration: None,
             sample_interval: 1 << 20,
             live_blocks: 1 << 20,
             no_tracepoints: false,
@@ -108,6 +114,7 @@ pub struct Recorder {
     snapshots: Vec<Snapshot>,
     looks: Looks,
     faults: Faults,
+    windows: Windows,
     malformed: u64,
     defects: Vec<String>,
 }
@@ -159,12 +166,13 @@ impl Recorder {
         code.refresh(&target)?;
         let pid = NonZeroU32::new(target.pid()).context("process 0 is the kernel's idle task")?;
         let heap_end = code.heap_end();
+        let windows = Windows::new(&options);
         let settings = Settings {
             sample_interval: options.sample_interval,
             live_blocks: options.live_blocks,
             heap_end,
             row_chunks: code.row_chunks(),
-            walk_share: options.walk_share,
+            walk_share: windows.walk_share(&options),
             vm_api: options.vm_api,
         };
         let mut session = Session::attach(&plan, pid, &settings)
@@ -190,6 +198,7 @@ impl Recorder {
             snapshots: Vec::new(),
             looks: Looks::default(),
             faults: Faults::new(procfs::page_size()),
+            windows,
             malformed: 0,
             defects,
         })
@@ -200,9 +209,10 @@ impl Recorder {
         self.looks.take(&self.target, 0.0, Pages::default(), &mut self.defects);
         self.snapshots.push(self.target.snapshot(0.0)?);
         self.start_unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let pid = self.target.pid();
+        self.session.start().with_context(|| format!("cannot follow the allocations of process {pid}"))?;
         self.ledger = Ledger::new(monotonic()?, procfs::page_size(), self.code.heap_end());
         self.started = Instant::now();
-        self.session.start()?;
         Ok(())
     }
 
@@ -254,6 +264,7 @@ impl Recorder {
         if self.learned.elapsed() >= LEARN_EVERY {
             self.learn();
         }
+        self.keep_budget()?;
         Ok([new_stacks, events.len(), samples].contains(&RECORDS_AT_ONCE))
     }
 

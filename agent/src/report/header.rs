@@ -43,7 +43,7 @@ pub(super) fn interval_facts(interval: &Interval, beamscope: &str) -> String {
 /// What the recording has cost the node, and could have. `None`: neither was measured nor limited.
 pub(super) fn cost(report: &Report<'_>) -> Option<String> {
     let budget = report.recording.cost.budget.map(|budget| format!("{:.0} %", 100.0 * budget));
-    match (report.cost_share(), budget) {
+    match (report.recording.cost_share(), budget) {
         (Some(share), Some(budget)) => {
             Some(format!("{:.1} % of one processor's time in the node, of {budget} that were allowed", 100.0 * share))
         }

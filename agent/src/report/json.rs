@@ -54,7 +54,7 @@ pub fn render(report: &Report<'_>, top: Option<usize>) -> String {
         "losses": recording.losses,
         "counts": recording.counts,
         "cost": {
-            "node_cpu_share": report.cost_share(),
+            "node_cpu_share": recording.cost_share(),
             "events_per_s": report.calls_per_second(),
             "budget": recording.cost.budget,
             "steps": recording.cost.steps,

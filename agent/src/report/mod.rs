@@ -138,12 +138,6 @@ impl<'a> Report<'a> {
         report
     }
 
-    /// Share of one processor's time that the recording has cost the node.
-    pub fn cost_share(&self) -> Option<f64> {
-        let seconds = self.recording.interval.seconds;
-        self.recording.cost.node_seconds.filter(|_| seconds > 0.0).map(|cost| cost / seconds)
-    }
-
     /// Allocations and frees per second.
     pub fn calls_per_second(&self) -> Option<f64> {
         let names = ["allocated_blocks", "freed_blocks", "failed_allocations", "unknown_frees"];
