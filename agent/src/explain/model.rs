@@ -174,7 +174,7 @@ pub struct Pinned {
 
 impl Pinned {
     /// The share of a carrier that its blocks fill less of. A carrier goes into the pool when less than 60 to 70 % of it
-    /// are used (`+M<S>acul`, erts_alloc(3)); what has less than a quarter has been all but given up by the node.
+    /// are used (`+M<S>acul`, `erts_alloc(3)`); what has less than a quarter has been all but given up by the node.
     pub const BELOW: f64 = 0.25;
     /// Kinds of blocks that are named at most.
     pub const KINDS: usize = 5;
