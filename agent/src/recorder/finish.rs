@@ -11,7 +11,7 @@ use crate::{
     kernel::plan::{MappingCalls, is_mapping_call},
     ledger::{Ledger, SiteTotals},
     mapping::Address,
-    recording::{Asked, CarrierSeen, Ended, Interval, Mode, Probe, Recording, Site},
+    recording::{Asked, CarrierSeen, Ended, Interval, Probe, Recording, Site},
     stack::{Frame, FrameKind, KERNEL_MODULE, Stack, raw::RawStack},
     target::allocator::Allocator,
 };
@@ -26,8 +26,7 @@ impl Recorder {
     pub fn finish(&mut self, ended: Ended) -> anyhow::Result<Recording> {
         self.session.stop()?;
         let seconds = self.elapsed();
-        let mut spent = self.session.spent()?;
-        self.close_windows(seconds);
+        self.close_windows(seconds)?;
         self.drain()?;
         match self.refresh() {
             Ok(()) => self.ledger.prove(&self.code.mappings),
@@ -100,12 +99,7 @@ impl Recorder {
         losses.retain(|_, value| *value != 0);
         counts.retain(|_, value| *value != 0);
         self.defects.append(&mut self.code.defects);
-        if self.options.mode == Mode::Auto {
-            // To take the probes away is part of what the budget has to bear.
-            spent = self.session.spent()?;
-        }
-        let (cost, blind) = self.cost(spent.seconds);
-        let notes = self.plan.notes.iter().cloned().chain(self.session.cost_notes()).collect();
+        let (cost, blind) = self.cost()?;
         Ok(Recording {
             beamscope: env!("CARGO_PKG_VERSION").to_owned(),
             node: self.target.node().clone(),
@@ -126,7 +120,7 @@ impl Recorder {
             cost,
             losses,
             counts,
-            notes,
+            notes: self.plan.notes.iter().cloned().chain(self.session.cost_notes()).collect(),
             probes,
             defects: std::mem::take(&mut self.defects),
         })
