@@ -7,6 +7,8 @@ mod agent;
 mod agreement;
 #[path = "live/attach.rs"]
 mod attach;
+#[path = "live/budget.rs"]
+mod budget;
 #[path = "live/calls.rs"]
 mod calls;
 #[path = "live/cases/mod.rs"]

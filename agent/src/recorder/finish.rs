@@ -26,8 +26,7 @@ impl Recorder {
     pub fn finish(&mut self, ended: Ended) -> anyhow::Result<Recording> {
         self.session.stop()?;
         let seconds = self.elapsed();
-        let mut spent = self.session.spent()?;
-        self.close_windows(seconds);
+        self.close_windows(seconds)?;
         self.drain()?;
         match self.refresh() {
             Ok(()) => self.ledger.prove(&self.code.mappings),
@@ -102,13 +101,8 @@ impl Recorder {
         losses.retain(|_, value| *value != 0);
         counts.retain(|_, value| *value != 0);
         self.defects.append(&mut self.code.defects);
-        if self.options.mode == Mode::Auto {
-            // To take the probes away is part of what the budget has to bear.
-            spent = self.session.spent()?;
-        }
-        let (cost, mut blind) = self.cost(spent.seconds);
+        let (cost, mut blind) = self.cost()?;
         blind.extend(blind_by_mode(self.options.mode, seconds));
-        let notes = self.plan.notes.iter().cloned().chain(self.session.cost_notes()).collect();
         Ok(Recording {
             beamscope: env!("CARGO_PKG_VERSION").to_owned(),
             node: self.target.node().clone(),
@@ -129,7 +123,7 @@ impl Recorder {
             cost,
             losses,
             counts,
-            notes,
+            notes: self.plan.notes.iter().cloned().chain(self.session.cost_notes()).collect(),
             probes,
             defects: std::mem::take(&mut self.defects),
         })

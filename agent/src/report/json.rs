@@ -55,6 +55,7 @@ pub fn render(report: &Report<'_>, top: Option<usize>) -> String {
         "counts": recording.counts,
         "cost": {
             "node_cpu_share": recording.cost_share(),
+            "node_seconds": recording.cost.node_seconds,
             "events_per_s": report.calls_per_second(),
             "budget": recording.cost.budget,
             "steps": recording.cost.steps,

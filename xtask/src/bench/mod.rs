@@ -3,6 +3,7 @@
 //! what is a look at all of a node's memory?
 
 mod beside;
+mod budget;
 mod condition;
 mod copy;
 mod cost;
@@ -50,12 +51,13 @@ struct Section {
 type Measurement = fn(&Project) -> Result<Section>;
 
 /// What there is beside the table, by its key in the JSON.
-const SECTIONS: [(&str, Measurement); 6] = [
+const SECTIONS: [(&str, Measurement); 7] = [
     ("without_malloc", without_malloc::measure),
     ("vm_api", vm_api::measure),
     ("stall", stall::measure),
     ("after_kill", kill::measure),
     ("explain", explain::measure),
+    ("budget", budget::measure),
     ("stacks", stacks::measure),
 ];
 
