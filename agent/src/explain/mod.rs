@@ -28,8 +28,8 @@ use crate::{
     view::{ProcessView, Residency},
 };
 use account::Account;
-use whose::{Owners, Pages};
 use model::{DepthReached, Explanation, InstanceFacts, LibcFacts, MsegFacts, SuperCarrierFacts, Walked};
+use whose::{Owners, Pages};
 
 /// Explains the memory of the process that `view` is of.
 pub fn explain<M: ReadMemory + Sync + ?Sized>(view: &ProcessView, memory: &M, effort: &Effort<'_>) -> Explanation {

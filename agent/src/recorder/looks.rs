@@ -18,6 +18,8 @@ use crate::{
 const EVERY: f64 = 10.0;
 /// How long blocks are walked at the start and at the end.
 const BUDGET: Duration = Duration::from_secs(1);
+/// And where the pages have to be given their owners, which needs at least the carriers.
+const BUDGET_OF_OWNERS: Duration = Duration::from_secs(4);
 
 /// The looks of a recording.
 #[derive(Debug, Default)]
@@ -34,19 +36,14 @@ impl Looks {
     /// Looks now, at every block that there is time for; asks about `pages`.
     pub(super) fn take(&mut self, target: &Target, at: f64, pages: Pages, defects: &mut Vec<String>) {
         self.collect(target, defects);
-        let answer = look::and_ask(target, Depth::Full, Some(BUDGET), pages);
+        let budget = if pages.is_empty() { BUDGET } else { BUDGET_OF_OWNERS };
+        let answer = look::and_ask(target, Depth::Full, Some(budget), pages);
         self.keep(target, at, answer, defects);
     }
 
     /// Begins a look when it is time, which asks about `pages`, and takes in one that is done. To be called about once a
     /// second.
-    pub(super) fn go_on(
-        &mut self,
-        target: &Target,
-        at: f64,
-        pages: impl FnOnce() -> Pages,
-        defects: &mut Vec<String>,
-    ) {
+    pub(super) fn go_on(&mut self, target: &Target, at: f64, pages: impl FnOnce() -> Pages, defects: &mut Vec<String>) {
         self.collect(target, defects);
         if self.going_on.is_none() && at - self.last >= EVERY {
             self.last = at;

@@ -5,15 +5,17 @@
 //! the memory is native code's or, for want of a stack, of unknown owner. A site of kind `vm_api` was seen at the VM's
 //! own functions for native code: what they hand out lies in carriers and is in none of the `totals`. A site of kind
 //! `carrier` has an `allocator`, and where the VM exports the function by which its allocators ask for carriers, there are
-//! more of them with the number of `requests` and `requested_bytes`: these are no memory beside that of the others.
+//! more of them with the number of `requests` and `requested_bytes`: these are no memory beside that of the others. A site of
+//! kind `fault` has touched pages that became resident by it, `allocated_bytes` in all, and the `owner` that these had at
+//! the end; whether it holds them is not known.
 
 use serde_json::{Value, json};
 
 use super::{Report, Total, memory};
 use crate::{
-    attribute::{Class, Evidence, RankedSite},
+    attribute::{Attribution, Class, Evidence, RankedSite, attribute_touch},
     erts::thread::ThreadKind,
-    recording::Asked,
+    recording::{Asked, FaultSite},
     report::label,
     stack::{Frame, FrameKind},
 };
@@ -27,8 +29,10 @@ pub fn render(report: &Report<'_>, top: Option<usize>) -> String {
     let interval = &recording.interval;
     let top = top.unwrap_or(usize::MAX);
     let found: usize = [&report.sites, &report.vm_api, &report.carriers].map(Vec::len).iter().sum();
+    let found = found.saturating_add(recording.faults.len());
     let asked_of_vm = report.vm_api.iter().take(top).chain(report.carriers.iter().take(top));
-    let sites: Vec<_> = report.sites.iter().take(top).chain(asked_of_vm).map(site).collect();
+    let faults = recording.faults.iter().take(top).map(fault);
+    let sites: Vec<_> = report.sites.iter().take(top).chain(asked_of_vm).map(site).chain(faults).collect();
     let mut json = json!({
         "schema": SCHEMA,
         "beamscope": recording.beamscope,
@@ -153,6 +157,40 @@ fn site(ranked: &RankedSite<'_>) -> Value {
     })
 }
 
+fn fault(site: &FaultSite) -> Value {
+    let Attribution { class, responsible, via, .. } = attribute_touch(&site.stack);
+    let frames = &site.stack.frames;
+    let responsible = responsible.and_then(|index| frames.get(index));
+    let erlang = frames.iter().find(|frame| frame.kind == FrameKind::Erlang);
+    let (class, library) = match &class {
+        Class::Native { library } => ("native", Some(library)),
+        Class::Vm => ("vm", None),
+        Class::Unknown => ("unknown", None),
+    };
+    json!({
+        "kind": "fault",
+        "class": class,
+        "owner": site.owner.as_ref().map(ToString::to_string),
+        "faults": site.faults,
+        "sampled_faults": site.sampled,
+        "outstanding_bytes": 0,
+        "outstanding_blocks": 0,
+        "allocated_bytes": site.bytes,
+        "freed_bytes": 0,
+        "growth_per_s": null,
+        "oldest_s": null,
+        "library": library,
+        "via": via,
+        "function": responsible.map(label::function),
+        "mfa": erlang.map(label::function),
+        "thread_kind": site.thread.as_ref().map(ThreadKind::role),
+        "thread": site.threads.first(),
+        "threads": site.threads,
+        "stack_end": site.stack.end,
+        "stack": frames.iter().map(frame).collect::<Vec<_>>(),
+    })
+}
+
 /// The allocator of most of the carriers that were found in a site's memory.
 fn first_allocator(evidence: &[Evidence]) -> Option<&String> {
     evidence.iter().find_map(|evidence| match evidence {
@@ -179,7 +217,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::{recording::Recording, sample};
+    use crate::{explain::owner::Owner, recording::Recording, sample, stack::Stack};
 
     fn keys(value: &Value) -> BTreeSet<&str> {
         value.as_object().expect("an object").keys().map(String::as_str).collect()
@@ -210,6 +248,30 @@ mod tests {
                     assert!(found.contains(key), "{at}/{key} is missing");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn who_touched_memory_is_a_site_as_well() {
+        let mut recording = sample::recording();
+        let stack = recording.sites[0].stack.clone();
+        recording.faults.push(FaultSite {
+            stack: Stack { frames: stack.frames[1..].to_vec(), ..stack },
+            owner: Some(Owner::VmUsed("ets_alloc".to_owned())),
+            thread: None,
+            threads: vec!["1_scheduler".to_owned()],
+            faults: 10,
+            bytes: 40960,
+            sampled: 3,
+        });
+        let json: Value = serde_json::from_str(&render(&Report::new(&recording), None)).expect("is JSON");
+        let sites = json["sites"].as_array().expect("sites");
+        let fault = sites.last().expect("a site");
+        assert_eq!(json["sites_found"], sites.len());
+        assert_eq!((&fault["kind"], &fault["owner"]), (&json!("fault"), &json!("vm.used/ets_alloc")));
+        assert_eq!((&fault["allocated_bytes"], &fault["outstanding_bytes"]), (&json!(40960), &json!(0)));
+        for key in ["library", "function", "mfa"] {
+            assert_eq!(fault[key], json["sites"][0][key], "{key}");
         }
     }
 

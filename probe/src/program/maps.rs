@@ -9,8 +9,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
 use beamscope_probe::{
-    Block, Call, Control, Counter, EXPONENTIAL_DRAWS, MODULES, Module, PLACES, Pace, ROWS_PER_CHUNK, Row, Rule, Scheduler,
-    Site, SiteKey, StoredStack, WALK_ENDS,
+    Block, Call, Control, Counter, EXPONENTIAL_DRAWS, MODULES, Module, PLACES, Pace, ROWS_PER_CHUNK, Row, Rule,
+    Scheduler, Site, SiteKey, StoredStack, WALK_ENDS,
 };
 
 use super::{

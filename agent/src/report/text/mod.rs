@@ -3,6 +3,7 @@
 //! It fits a terminal of 100 columns. Headings are styled with ANSI sequences; who writes the text takes them out where they are not wanted.
 
 mod asked;
+mod faults;
 
 use std::fmt::{self, Write as _};
 
@@ -69,6 +70,7 @@ impl Text<'_> {
         self.vm_table(&vm)?;
         self.carriers()?;
         self.vm_api()?;
+        self.faults()?;
         if let Some(memory) = &self.report.memory {
             let options = memory::text::Options { units: self.options.units, ..memory::text::Options::default() };
             memory::text::sections(&mut self.page, memory, options)?;
