@@ -154,16 +154,28 @@ fn asked_of_vm(stack: &Stack) -> Attribution {
 
 /// Whose doing it was that memory was touched at `stack`: that of Erlang code as well, which asks for no memory by itself.
 pub fn attribute_touch(stack: &Stack) -> Attribution {
+    let frames = &stack.frames;
     let attribution = by_stack(stack, 0);
-    let responsible = attribution.evidence.iter().find_map(|evidence| match evidence {
+    let nameless = attribution.evidence.iter().find_map(|evidence| match evidence {
         Evidence::NamelessCode(index) => Some(*index),
         _ => None,
     });
-    let kind = responsible.and_then(|index| stack.frames.get(index)).map(|frame| frame.kind);
-    match kind {
-        Some(FrameKind::Erlang | FrameKind::Jit) => Attribution { class: Class::Vm, responsible, ..attribution },
+    match nameless.and_then(|index| frames.get(index)).map(|frame| frame.kind) {
+        Some(FrameKind::Erlang | FrameKind::Jit) => {
+            Attribution { class: Class::Vm, responsible: nameless, ..attribution }
+        }
+        _ if attribution.class == Class::Vm => {
+            // Behind its allocators, or else the first that the VM exports.
+            let behind = asked_for_carrier(frames);
+            let named = if behind.evidence.is_empty() { first_named(frames) } else { behind.responsible };
+            Attribution { responsible: named.or(attribution.responsible), ..attribution }
+        }
         _ => attribution,
     }
+}
+
+fn first_named(frames: &[Frame]) -> Option<usize> {
+    frames.iter().position(|frame| native_module(frame).is_some_and(code::is_emulator) && frame.function.is_some())
 }
 
 /// By the first frame that is more than a way to allocate. The first `own` frames are the allocation function, wherever it
