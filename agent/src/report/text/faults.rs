@@ -69,8 +69,8 @@ mod tests {
     #[test]
     fn who_touched_memory_is_named_with_its_owner() {
         let mut recording = sample::recording();
-        let text = |recording| render(&Report::new(recording), Options::default());
-        assert!(!text(&recording).contains("touched"), "a heading over nothing");
+        let text = render(&Report::new(&recording), Options::default());
+        assert!(!text.contains("touched"), "a heading over nothing");
         let stack = sample::recording().sites.remove(0).stack;
         let site = |owner| FaultSite {
             stack: stack.clone(),
@@ -82,7 +82,7 @@ mod tests {
             sampled: 9,
         };
         recording.faults = vec![site(Some(Owner::NativeUsed)), site(None)];
-        let text = text(&recording);
+        let text = render(&Report::new(&recording), Options::default());
         let (_, table) = text.split_once("Who touched new memory first").expect("a table");
         for word in ["2.0 MiB", "512", "native.used", "(given back)", "keep", "no proof"] {
             assert!(table.contains(word), "{word}: {table}");
