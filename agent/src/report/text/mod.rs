@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     attribute::{Class, Evidence, RankedSite},
+    recording::Mode,
     stack::{FrameKind, Stack, StackEnd},
 };
 
@@ -58,16 +59,10 @@ struct Text<'a> {
 impl Text<'_> {
     fn write(&mut self) -> fmt::Result {
         self.header()?;
-        self.totals()?;
-        let sites = &self.report.sites;
-        let (vm, others): (Vec<_>, Vec<_>) = sites.iter().partition(|ranked| ranked.attribution.class == Class::Vm);
-        self.native_table(&others)?;
-        for (rank, ranked) in (1..).zip(others.iter().take(STACKS.min(self.options.top))) {
-            if ranked.site.outstanding_bytes() > 0 {
-                self.stack(rank, ranked)?;
-            }
+        // Where allocations were not followed, tables of them would say that there were none.
+        if self.report.recording.interval.mode != Mode::Growth {
+            self.allocations()?;
         }
-        self.vm_table(&vm)?;
         self.carriers()?;
         self.vm_api()?;
         self.faults()?;
@@ -77,6 +72,20 @@ impl Text<'_> {
         }
         self.losses()?;
         self.remarks()
+    }
+
+    /// What was allocated, by whom, and what of it is outstanding.
+    fn allocations(&mut self) -> fmt::Result {
+        self.totals()?;
+        let sites = &self.report.sites;
+        let (vm, others): (Vec<_>, Vec<_>) = sites.iter().partition(|ranked| ranked.attribution.class == Class::Vm);
+        self.native_table(&others)?;
+        for (rank, ranked) in (1..).zip(others.iter().take(STACKS.min(self.options.top))) {
+            if ranked.site.outstanding_bytes() > 0 {
+                self.stack(rank, ranked)?;
+            }
+        }
+        self.vm_table(&vm)
     }
 
     fn header(&mut self) -> fmt::Result {
