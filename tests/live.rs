@@ -21,6 +21,8 @@ mod explain;
 mod explained;
 #[path = "live/facts.rs"]
 mod facts;
+#[path = "live/growth.rs"]
+mod growth;
 #[path = "live/heaps.rs"]
 mod heaps;
 #[path = "live/leaks.rs"]

@@ -234,7 +234,7 @@ no recording can be made
     #[test]
     fn json() {
         assert_data_eq!(
-            Examination::new(nothing(), None, None).json().unwrap().lines().take(30).collect::<Vec<_>>().join("\n"),
+            Examination::new(nothing(), None, None).json().unwrap().lines().take(33).collect::<Vec<_>>().join("\n"),
             str![[r#"
 {
   "schema": "beamscope.doctor/1",

@@ -8,7 +8,10 @@ use beamscope_probe::{Block, Counter, Function, SiteKey};
 use super::Recorder;
 use crate::{
     erts::carrier,
-    kernel::plan::{MappingCalls, is_mapping_call},
+    kernel::{
+        faults::PERIOD,
+        plan::{MappingCalls, is_mapping_call},
+    },
     ledger::{Ledger, SiteTotals},
     mapping::Address,
     recording::{Asked, BlindSpan, CarrierSeen, Ended, Interval, Mode, Probe, Recording, Site},
@@ -78,7 +81,10 @@ impl Recorder {
         ]);
         for (counter, value) in counters {
             let into = if counter.is_loss() { &mut losses } else { &mut counts };
-            into.insert(counter.name().to_owned(), value.saturating_sub(self.windows.forgiven(counter)));
+            let value = value.saturating_sub(self.windows.forgiven(counter));
+            // The kernel tells of some that stand for the others.
+            let value = if counter == Counter::PageFaults { value.saturating_mul(PERIOD) } else { value };
+            into.insert(counter.name().to_owned(), value);
         }
         for (name, value) in [
             ("malformed_records", self.malformed),

@@ -8,6 +8,7 @@ mod condition;
 mod copy;
 mod cost;
 mod explain;
+mod growth;
 mod kill;
 mod load;
 mod look;
@@ -53,6 +54,7 @@ type Measurement = fn(&Project) -> Result<Section>;
 /// What there is beside the table, by its key in the JSON.
 const SECTIONS: [(&str, Measurement); 7] = [
     ("without_malloc", without_malloc::measure),
+    ("growth", growth::measure),
     ("vm_api", vm_api::measure),
     ("stall", stall::measure),
     ("after_kill", kill::measure),
