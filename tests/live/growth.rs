@@ -29,7 +29,7 @@ fn faults(report: &Report) -> impl Iterator<Item = &Value> {
     report.all_sites().iter().filter(|site| site["kind"] == "fault")
 }
 
-fn bytes<'a>(sites: impl Iterator<Item = &'a Value>) -> u64 {
+fn bytes(sites: impl Iterator<Item = &Value>) -> u64 {
     sites.filter_map(|site| site["allocated_bytes"].as_u64()).sum()
 }
 
