@@ -33,12 +33,15 @@ pub(crate) struct Recording {
 }
 
 impl Recording {
-    /// Starts it on process `pid` and waits until it records.
+    /// Starts it on process `pid` and waits until it records; in exact mode where `arguments` say nothing else.
     pub(crate) fn start(pid: u32, arguments: &[&str]) -> Self {
         assert!(nix::unistd::geteuid().is_root(), "live tests need root: run `cargo xtask test` as root");
         let folder = tempfile::tempdir().expect("a folder");
+        let mode: &[&str] = if arguments.contains(&"--mode") { &[] } else { &["--mode", "exact"] };
         let mut child = beamscope()
-            .args(["record", &pid.to_string(), "--mode", "exact", "-d", "120s", "-o"])
+            .args(["record", &pid.to_string(), "-d", "120s"])
+            .args(mode)
+            .arg("-o")
             .arg(folder.path().join("node.bscope"))
             .args(arguments)
             .stderr(Stdio::piped())
