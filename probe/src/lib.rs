@@ -132,7 +132,7 @@ pub enum Counter {
     UnwalkedAllocations,
     /// Blocks of the VM's interfaces for native code that were not followed because where they begin was not found.
     UnlocatedVmBlocks,
-    /// Page faults of the process.
+    /// Page faults of the process that the kernel told of: one of as many as the agent has asked for.
     PageFaults,
     /// Page faults whose stack was looked for.
     SampledFaults,

@@ -29,7 +29,7 @@ pub struct Pace {
 
 impl Pace {
     /// Takes in an event; `Some`: it is to be looked at, and stands for as many.
-    #[inline(always)]
+    #[inline]
     pub fn event(&mut self) -> Option<u32> {
         if self.to_come > 1 {
             self.to_come -= 1;
@@ -43,9 +43,9 @@ impl Pace {
     /// the time, in 1/65536; `random` is any number.
     ///
     /// No division has a sign, which BPF has only since its fourth version.
-    #[inline(always)]
+    #[inline]
     pub fn next(&mut self, share: u32, began: u64, ended: u64, random: u32) {
-        let share = share as u64;
+        let share = u64::from(share);
         let mut took = ended.wrapping_sub(began);
         if took > SAVED_UP {
             took = SAVED_UP;
@@ -55,31 +55,38 @@ impl Pace {
             elapsed = SAVED_UP;
         }
         self.at = ended;
-        let most = ((SAVED_UP * share) >> SHARE_BITS) as i64;
+        let most = ((SAVED_UP * share) >> SHARE_BITS).cast_signed();
         let earned = (elapsed * share) >> SHARE_BITS;
-        let mut left = self.left.wrapping_add(earned as i64);
+        let mut left = self.left.wrapping_add(earned.cast_signed());
         if left > most {
             left = most;
         }
         if left < -most {
             left = -most;
         }
-        left -= took as i64;
+        left -= took.cast_signed();
         self.left = left;
         // Nearly all where much is saved up, few where little is: so the distance comes to be that at which what is spent is
         // what is earned, however the events are bunched together.
         let mut doublings = LONGEST;
         if left > 0 {
-            doublings = ((most - left) as u64 * (LONGEST + 1)) / (most as u64 | 1);
+            doublings = ((most - left).cast_unsigned() * (LONGEST + 1)) / (most.cast_unsigned() | 1);
         }
         if doublings > LONGEST {
             doublings = LONGEST;
         }
         let mean = 1_u64 << doublings;
         // Evenly from 1 to twice the mean less 1.
-        self.distance = (((random as u64 * (2 * mean - 1)) >> 32) + 1) as u32;
+        self.distance = low(((u64::from(random) * (2 * mean - 1)) >> 32) + 1);
         self.to_come = self.distance;
     }
+}
+
+/// The lower half, which is all of it where it is used.
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "a distance is below 2^14")]
+const fn low(value: u64) -> u32 {
+    value as u32
 }
 
 const _: () = assert!(size_of::<Pace>() == 24);

@@ -23,6 +23,21 @@ use crate::{
 /// (`+M<S>mmbcs`, from 32 KiB up; `erl_alloc.c`, OTP-25.2.3).
 const SMALLEST_CARRIER: u64 = 32 << 10;
 
+/// Figures by their names.
+struct Tallies {
+    losses: BTreeMap<String, u64>,
+    counts: BTreeMap<String, u64>,
+}
+
+/// What a ledger has counted beside the sites.
+#[derive(Clone, Copy)]
+struct LedgerCounts {
+    reserved_bytes: u64,
+    thread_stack_bytes: u64,
+    dropped_samples: u64,
+    dropped_events: u64,
+}
+
 impl Recorder {
     /// Stops the probe, takes everything in, and returns what was recorded. The probes are gone from the node when the
     /// recorder is dropped, which takes longer and is better done when the recording is safe.
@@ -48,8 +63,12 @@ impl Recorder {
             .iter()
             .map(|counter| Ok((*counter, self.session.counter(*counter)?)))
             .collect::<anyhow::Result<Vec<(Counter, u64)>>>()?;
-        let reserved = self.ledger.reserved_bytes();
-        let (dropped_samples, dropped_events) = (self.ledger.dropped_samples, self.ledger.dropped_events);
+        let of_ledger = LedgerCounts {
+            reserved_bytes: self.ledger.reserved_bytes(),
+            thread_stack_bytes: self.ledger.thread_stack_bytes(),
+            dropped_samples: self.ledger.dropped_samples,
+            dropped_events: self.ledger.dropped_events,
+        };
 
         let Self { ledger, stacks, .. } = self;
         let ledger = std::mem::replace(ledger, Ledger::new(0, 1, 0));
@@ -65,47 +84,10 @@ impl Recorder {
             carriers.extend(self.carriers(&totals, sites.len()));
             sites.push(self.site(totals)?);
         }
-        let ends = self.stacks.ends(&self.session)?;
-        let of_system = || sites.iter().filter(|site: &&Site| site.asked == Asked::System);
-        let freed: u64 = of_system().map(|site| site.freed_blocks).sum();
-        let allocated: u64 = of_system().map(|site| site.allocated_blocks).sum();
-        let mut losses = BTreeMap::new();
-        let mut counts = BTreeMap::from([
-            ("allocated_blocks".to_owned(), allocated),
-            ("freed_blocks".to_owned(), freed),
-            ("walked_stacks".to_owned(), ends.all()),
-            ("complete_stacks".to_owned(), ends.complete()),
-            ("unwind_row_bytes".to_owned(), self.code.row_bytes()),
-            ("reserved_bytes".to_owned(), reserved),
-            ("thread_stack_bytes".to_owned(), self.ledger.thread_stack_bytes()),
-        ]);
-        for (counter, value) in counters {
-            let into = if counter.is_loss() { &mut losses } else { &mut counts };
-            let value = value.saturating_sub(self.windows.forgiven(counter));
-            // The kernel tells of some that stand for the others.
-            let value = if counter == Counter::PageFaults { value.saturating_mul(PERIOD) } else { value };
-            into.insert(counter.name().to_owned(), value);
-        }
-        for (name, value) in [
-            ("malformed_records", self.malformed),
-            ("dropped_samples", dropped_samples),
-            ("dropped_mapping_events", dropped_events),
-            ("stacks_without_room", self.stacks.refused()),
-            ("faults_without_room", self.faults.without_room),
-            ("addresses_without_readable_symbols", self.code.unreadable_symbols()),
-            ("reused_code_addresses", self.code.erlang.reused_addresses()),
-            ("nameless_code_addresses", self.code.erlang.nameless_addresses()),
-        ] {
-            losses.insert(name.to_owned(), value);
-        }
-        for (reason, stacks) in ends.losses() {
-            *losses.entry(reason.to_owned()).or_default() += stacks;
-        }
+        let Tallies { losses, counts } = self.tallies(&sites, &counters, of_ledger)?;
         let probes =
             self.plan.points.iter().map(|point| Probe { place: point.place.clone(), emulated: point.emulated });
         let probes = probes.collect::<BTreeSet<Probe>>().into_iter().collect();
-        losses.retain(|_, value| *value != 0);
-        counts.retain(|_, value| *value != 0);
         self.defects.append(&mut self.code.defects);
         let (cost, mut blind) = self.cost()?;
         blind.extend(blind_by_mode(self.options.mode, seconds));
@@ -133,6 +115,49 @@ impl Recorder {
             probes,
             defects: std::mem::take(&mut self.defects),
         })
+    }
+
+    /// What was counted, and what was lost: only what is above zero.
+    fn tallies(&self, sites: &[Site], counters: &[(Counter, u64)], of_ledger: LedgerCounts) -> anyhow::Result<Tallies> {
+        let ends = self.stacks.ends(&self.session)?;
+        let of_system = || sites.iter().filter(|site: &&Site| site.asked == Asked::System);
+        let freed: u64 = of_system().map(|site| site.freed_blocks).sum();
+        let allocated: u64 = of_system().map(|site| site.allocated_blocks).sum();
+        let mut losses = BTreeMap::new();
+        let mut counts = BTreeMap::from([
+            ("allocated_blocks".to_owned(), allocated),
+            ("freed_blocks".to_owned(), freed),
+            ("walked_stacks".to_owned(), ends.all()),
+            ("complete_stacks".to_owned(), ends.complete()),
+            ("unwind_row_bytes".to_owned(), self.code.row_bytes()),
+            ("reserved_bytes".to_owned(), of_ledger.reserved_bytes),
+            ("thread_stack_bytes".to_owned(), of_ledger.thread_stack_bytes),
+        ]);
+        for &(counter, value) in counters {
+            let into = if counter.is_loss() { &mut losses } else { &mut counts };
+            let value = value.saturating_sub(self.windows.forgiven(counter));
+            // The kernel tells of some that stand for the others.
+            let value = if counter == Counter::PageFaults { value.saturating_mul(PERIOD) } else { value };
+            into.insert(counter.name().to_owned(), value);
+        }
+        for (name, value) in [
+            ("malformed_records", self.malformed),
+            ("dropped_samples", of_ledger.dropped_samples),
+            ("dropped_mapping_events", of_ledger.dropped_events),
+            ("stacks_without_room", self.stacks.refused()),
+            ("faults_without_room", self.faults.without_room),
+            ("addresses_without_readable_symbols", self.code.unreadable_symbols()),
+            ("reused_code_addresses", self.code.erlang.reused_addresses()),
+            ("nameless_code_addresses", self.code.erlang.nameless_addresses()),
+        ] {
+            losses.insert(name.to_owned(), value);
+        }
+        for (reason, stacks) in ends.losses() {
+            *losses.entry(reason.to_owned()).or_default() += stacks;
+        }
+        losses.retain(|_, value| *value != 0);
+        counts.retain(|_, value| *value != 0);
+        Ok(Tallies { losses, counts })
     }
 
     /// Takes in what is left in the ring buffers: nothing more comes in.

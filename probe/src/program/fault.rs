@@ -1,5 +1,5 @@
-//! Who touches memory that becomes resident by it? The kernel tells of each page fault of each process on the machine, so
-//! what is not the node's, and what is not looked at, is left as early as can be.
+//! Who touches memory that becomes resident by it? The kernel tells of page faults of each process on the machine, one in as
+//! many as the agent has asked for, so what is not the node's, and what is not looked at, is left as early as can be.
 
 use aya_ebpf::{helpers::generated::bpf_get_prandom_u32, programs::PerfEventContext};
 use beamscope_probe::Counter;

@@ -1,7 +1,7 @@
 //! What does a recording in growth mode cost a node that allocates much? That is to be less than a hundredth, so the same
 //! load is run in the same node by turns, bare and recorded, each recorded turn against the two bare ones beside it.
 
-use std::{thread, time::Duration};
+use std::{fmt::Write as _, thread, time::Duration};
 
 use anyhow::{Context as _, Result};
 use serde_json::json;
@@ -64,7 +64,7 @@ fn turn(node: &mut Node, load: Load) -> Result<f64> {
 
 fn section(loads: &[(&str, Turns)]) -> Option<Section> {
     let mut text = "growth mode: CPU time of a node as a multiple, by turns in one node\n".to_owned();
-    text += &format!("{:<34}{:>9}{:>9}{:>9}\n", "", "median", "smallest", "largest");
+    writeln!(text, "{:<34}{:>9}{:>9}{:>9}", "", "median", "smallest", "largest").ok()?;
     let mut json = serde_json::Map::new();
     for (name, Turns { bare, recorded }) in loads {
         let pairs = || bare.iter().zip(bare.iter().skip(1));
@@ -73,7 +73,7 @@ fn section(loads: &[(&str, Turns)]) -> Option<Section> {
         // What two bare turns differ by is what cannot be told from nothing.
         let noise = Spread::of(pairs().map(|(one, two)| two / one))?;
         for (what, Spread { smallest, median, largest }) in [(*name, ratio), ("  bare / bare before it", noise)] {
-            text += &format!("{what:<34}{median:>9.4}{smallest:>9.4}{largest:>9.4}\n");
+            writeln!(text, "{what:<34}{median:>9.4}{smallest:>9.4}{largest:>9.4}").ok()?;
         }
         let figures = json!({
             "recorded_to_bare": ratio,
