@@ -266,6 +266,9 @@ no recording can be made
     "task_registers": {
       "Ok": false
     },
+    "loops": {
+      "Ok": false
+    },
 "#]]
         );
     }

@@ -73,7 +73,7 @@ impl<'a> Account<'a> {
     /// Claims `range` for `owner`; returns the resident bytes that it got.
     fn claim(&mut self, range: Range<u64>, owner: Owner) -> u64 {
         let granted = self.claims.claim(range);
-        for part in granted.iter() {
+        for part in &granted {
             self.pages.give(part, &owner);
         }
         let bytes = granted.iter().map(|part| self.view.resident.bytes_in(part)).sum();

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use super::{
     Amount, Case, Confidence, Fact,
-    thresholds::{EVEN_AGES, LEAK_BLOCKS, LEAK_BYTES, LEAK_RATE, LEAK_SECONDS, LEVEL, LOST_SHARE, UNEVEN_AGES},
+    thresholds::{
+        EVEN_AGES, EVEN_AGES_UNFREED, LEAK_BLOCKS, LEAK_BYTES, LEAK_RATE, LEAK_SECONDS, LEVEL, LOST_SHARE, STEADY,
+        UNEVEN_AGES, UNFREED,
+    },
     trend::{Course, Point, Trend},
 };
 use crate::{
@@ -25,6 +28,8 @@ pub(super) struct Group {
     pub(super) outstanding_blocks: u64,
     pub(super) survivors: Survivors,
     series: Series,
+    /// Seconds over which its sites were followed.
+    seconds: f64,
 }
 
 /// Where memory is asked for, as far as its name goes.
@@ -49,11 +54,11 @@ pub(super) enum Finding {
 }
 
 /// The `sites` by place, by falling outstanding bytes.
-pub(super) fn groups<'a>(sites: impl Iterator<Item = &'a RankedSite<'a>>) -> Vec<Group> {
+pub(super) fn groups<'a>(case: &Case<'_>, sites: impl Iterator<Item = &'a RankedSite<'a>>) -> Vec<Group> {
     let mut groups: BTreeMap<Place, Group> = BTreeMap::new();
     for ranked in sites {
         let place = Place::of(ranked);
-        groups.entry(place.clone()).or_insert_with(|| Group::new(place)).add(ranked);
+        groups.entry(place.clone()).or_insert_with(|| Group::new(place)).add(ranked, case.seconds_of(ranked.site));
     }
     let mut groups: Vec<Group> = groups.into_values().collect();
     // Stable: those with the same bytes stay sorted by place.
@@ -99,11 +104,13 @@ impl Group {
             outstanding_blocks: 0,
             survivors: Survivors::default(),
             series: Series::default(),
+            seconds: 0.0,
         }
     }
 
-    fn add(&mut self, ranked: &RankedSite<'_>) {
+    fn add(&mut self, ranked: &RankedSite<'_>, seconds: f64) {
         let site = ranked.site;
+        self.seconds = self.seconds.max(seconds);
         self.allocated_bytes = self.allocated_bytes.saturating_add(site.allocated_bytes);
         self.freed_bytes = self.freed_bytes.saturating_add(site.freed_bytes);
         self.outstanding_bytes = self.outstanding_bytes.saturating_add(site.outstanding_bytes());
@@ -112,8 +119,8 @@ impl Group {
         self.series.add(&site.outstanding);
     }
 
-    /// Whether its blocks stay, after allocations were followed for `followed` seconds.
-    pub(super) fn finding(&self, followed: f64) -> Finding {
+    /// Whether its blocks stay.
+    pub(super) fn finding(&self) -> Finding {
         let points: Vec<Point> = self.series.points().iter().map(|point| (point.at, point.value as f64)).collect();
         let Some(trend) = Trend::of(&points) else { return Finding::Settled };
         // The newest quarter is no evidence: all blocks are there for a while.
@@ -127,7 +134,7 @@ impl Group {
         if all < LEAK_BYTES.value || trend.per_second < LEAK_RATE.value {
             return Finding::Settled;
         }
-        if followed < LEAK_SECONDS.value {
+        if self.seconds < LEAK_SECONDS.value {
             return Finding::Suspect(
                 trend,
                 "the recording is too short to tell a leak from blocks that live for seconds",
@@ -141,9 +148,10 @@ impl Group {
         if (self.outstanding_blocks as f64) < LEAK_BLOCKS.value {
             return Finding::Suspect(trend, "there are too few blocks to see whether they stay for good");
         }
-        if evenness >= EVEN_AGES.value && trend.late >= EVEN_AGES.value {
+        let even = if self.freed_share() <= UNFREED.value { EVEN_AGES_UNFREED } else { EVEN_AGES };
+        if evenness >= even.value && trend.late >= STEADY.value {
             // Nearer than the slope where the load is uneven, since a leak begins at nothing.
-            Finding::Leak(Trend { per_second: self.outstanding_bytes as f64 / followed, ..trend })
+            Finding::Leak(Trend { per_second: self.outstanding_bytes as f64 / self.seconds, ..trend })
         } else if evenness < UNEVEN_AGES.value
             && oldest as f64 <= most * UNEVEN_AGES.value
             && trend.late < 2.0 * LEVEL.value
@@ -154,14 +162,17 @@ impl Group {
         }
     }
 
+    fn freed_share(&self) -> f64 {
+        self.freed_bytes as f64 / self.allocated_bytes.max(1) as f64
+    }
+
     /// What speaks for a leak, or against it.
     pub(super) fn evidence(&self, source: &'static str) -> Vec<Fact> {
         let Survivors { oldest_seconds, bytes: [oldest, older, old, newest] } = self.survivors;
-        let freed = if self.allocated_bytes == 0 { 0.0 } else { self.freed_bytes as f64 / self.allocated_bytes as f64 };
         let mut facts = vec![
             Fact::new("bytes that were allocated and not freed", Amount::Bytes(self.outstanding_bytes), source),
             Fact::new("blocks that hold them", Amount::Count(self.outstanding_blocks), source),
-            Fact::new("part of the allocated bytes that was freed", Amount::Share(freed), source),
+            Fact::new("part of the allocated bytes that was freed", Amount::Share(self.freed_share()), source),
             Fact::new("age of the oldest block", Amount::Seconds(oldest_seconds), source),
         ];
         for (quarter, bytes) in [("first", oldest), ("second", older), ("third", old), ("last", newest)] {
@@ -208,13 +219,15 @@ pub(super) mod tests {
         }
         group.survivors = Survivors { oldest_seconds: values.len() as f64, bytes: quarters };
         group.outstanding_bytes = quarters.iter().sum();
+        (group.allocated_bytes, group.freed_bytes) = (2 * group.outstanding_bytes, group.outstanding_bytes);
         group.outstanding_blocks = blocks;
+        group.seconds = (values.len() - 1) as f64;
         group
     }
 
     fn is_leak(values: &[u64], quarters: [u64; 4]) -> Option<bool> {
         let values: Vec<u64> = values.iter().map(|kib| kib << 10).collect();
-        match group(&values, quarters.map(|kib| kib << 10), 1000).finding((values.len() - 1) as f64) {
+        match group(&values, quarters.map(|kib| kib << 10), 1000).finding() {
             Finding::Leak(_) => Some(true),
             Finding::Suspect(..) => None,
             Finding::Settled => Some(false),
@@ -250,9 +263,9 @@ pub(super) mod tests {
         assert_eq!(is_leak(&[0, 0, 0, 0, 0, 400, 800, 1200, 1600], [0, 0, 800, 800]), None);
         // Few blocks.
         let few = group(&[0, 1 << 20, 2 << 20, 3 << 20, 4 << 20], [1 << 20; 4], 4);
-        assert!(matches!(few.finding(4.0), Finding::Suspect(..)), "{:?}", few.finding(4.0));
+        assert!(matches!(few.finding(), Finding::Suspect(..)), "{:?}", few.finding());
         // A short recording.
-        let short = group(&[0, 1 << 20, 2 << 20, 3 << 20, 4 << 20], [1 << 20; 4], 400);
-        assert!(matches!(short.finding(1.0), Finding::Suspect(..)));
+        let short = group(&[0, 1 << 20, 2 << 20], [1 << 20; 4], 400);
+        assert!(matches!(short.finding(), Finding::Suspect(..)));
     }
 }

@@ -26,7 +26,7 @@ pub use verdict::{Amount, Answer, Confidence, Fact, Verdict, VerdictId};
 use crate::{
     attribute::RankedSite,
     explain::{model::Explanation, owner::Owner},
-    recording::{FaultSite, Interval, Look, Mode, Node, Snapshot},
+    recording::{FaultSite, Interval, Look, Mode, Node, Site, Snapshot},
 };
 use trend::Point;
 
@@ -122,6 +122,12 @@ impl<'a> Case<'a> {
         let looked = self.last_look().map(|look| look.resident);
         let rss = looked.or_else(|| self.snapshots.last().map(|snapshot| snapshot.rss)).unwrap_or(0);
         bytes as f64 / rss.max(1) as f64
+    }
+
+    /// Seconds over which a site was followed.
+    fn seconds_of(&self, site: &Site) -> f64 {
+        let all = self.interval.filter(|_| site.is_always_followed()).map(|interval| interval.seconds);
+        all.unwrap_or(self.followed_seconds)
     }
 
     /// Whether allocations were not followed for a while.

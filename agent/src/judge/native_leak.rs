@@ -3,7 +3,7 @@
 use super::{
     Amount, Answer, Case, Confidence, Fact, Verdict, VerdictId,
     leak::{self, Finding, Group},
-    thresholds::{BACKED_BY_GROWTH, LEAK_BYTES, LEAK_RATE, LEAK_SECONDS},
+    thresholds::{BACKED_BY_GROWTH, LEAK_RATE, LEAK_SECONDS, NATIVE_GROWTH_BYTES},
     trend::{Course, Trend},
 };
 use crate::{
@@ -23,8 +23,8 @@ pub(super) fn judge(case: &Case<'_>) -> Verdict {
         return without_sites(case, verdict, trend);
     }
     let native = case.sites.iter().filter(|ranked| matches!(ranked.attribution.class, Class::Native { .. }));
-    let groups = leak::groups(native);
-    let findings = || groups.iter().map(|group| (group, group.finding(case.followed_seconds)));
+    let groups = leak::groups(case, native);
+    let findings = || groups.iter().map(|group| (group, group.finding()));
     let leaks: Vec<(&Group, Trend)> = findings()
         .filter_map(|(group, finding)| match finding {
             Finding::Leak(trend) => Some((group, trend)),
@@ -83,7 +83,7 @@ fn without_sites(case: &Case<'_>, verdict: Verdict, trend: Option<Trend>) -> Ver
         Fact::new("its growth", Amount::Rate(trend.per_second), "looks"),
         Fact::new("looks", Amount::Count(trend.points as u64), "looks"),
     ];
-    match trend.course(LEAK_BYTES.value, LEAK_RATE.value) {
+    match trend.course(NATIVE_GROWTH_BYTES.value, LEAK_RATE.value) {
         Course::Flat | Course::AtOnce | Course::LevelsOff => Verdict {
             answer: Answer::RuledOut,
             confidence: Some(trend.confidence()),
@@ -200,7 +200,7 @@ fn none_found(case: &Case<'_>, verdict: Verdict, groups: &[Group], native: Optio
     }
     // Memory that no followed call accounts for.
     let unexplained = native.filter(|trend| {
-        let least = 8.0 * LEAK_BYTES.value;
+        let least = NATIVE_GROWTH_BYTES.value;
         trend.course(least, LEAK_RATE.value) == Course::Steady && trend.net - outstanding as f64 > least
     });
     if let Some(trend) = unexplained {

@@ -112,8 +112,8 @@ pub(super) fn judge(case: &Case<'_>) -> Verdict {
 /// By the blocks that were followed from allocation to free.
 fn by_sites(case: &Case<'_>, verdict: &Verdict) -> Option<Verdict> {
     let behind_vm = case.sites.iter().filter(|ranked| is_nif_behind_malloc(ranked));
-    let groups = leak::groups(case.vm_api.iter().chain(behind_vm));
-    let mut found = groups.iter().filter_map(|group| match group.finding(case.followed_seconds) {
+    let groups = leak::groups(case, case.vm_api.iter().chain(behind_vm));
+    let mut found = groups.iter().filter_map(|group| match group.finding() {
         Finding::Leak(trend) => Some((group, trend)),
         _ => None,
     });

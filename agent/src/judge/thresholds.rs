@@ -20,12 +20,15 @@ pub(super) const ALL: &[Threshold] = &[
     LEAK_BLOCKS,
     LEAK_SECONDS,
     EVEN_AGES,
+    EVEN_AGES_UNFREED,
+    UNFREED,
     UNEVEN_AGES,
     CERTAIN_SLOPE,
     STEADY,
     LEVEL,
     AT_ONCE,
     FEW_POINTS,
+    NATIVE_GROWTH_BYTES,
     BACKED_BY_GROWTH,
     LOST_SHARE,
     VM_GROWTH_BYTES,
@@ -78,6 +81,20 @@ pub(super) const EVEN_AGES: Threshold = Threshold {
     reason: "a leak leaves as much behind in each quarter; a cache that fills leaves more in the first, blocks that are \
              freed late leave more in the last",
 };
+/// The same where next to nothing of what was allocated was freed.
+pub(super) const EVEN_AGES_UNFREED: Threshold = Threshold {
+    name: "even_ages_unfreed",
+    value: 0.25,
+    unit: "ratio",
+    reason: "the load of a node varies; where nothing is freed, no lifetime explains what stays",
+};
+/// Freed part of the allocated bytes below which next to nothing was freed.
+pub(super) const UNFREED: Threshold = Threshold {
+    name: "unfreed",
+    value: 0.1,
+    unit: "share",
+    reason: "blocks that live for half of a recording would be freed to more than a half by its end",
+};
 /// Less even than this, they are no sign of a leak at all where growth ends as well.
 pub(super) const UNEVEN_AGES: Threshold = Threshold {
     name: "uneven_ages",
@@ -119,6 +136,13 @@ pub(super) const FEW_POINTS: Threshold = Threshold {
     value: 4.0,
     unit: "looks",
     reason: "with three, a step in the middle and a steady slope look alike",
+};
+/// Smallest growth of all native memory that matters where no site explains it.
+pub(super) const NATIVE_GROWTH_BYTES: Threshold = Threshold {
+    name: "native_growth_bytes",
+    value: 1_048_576.0,
+    unit: "bytes",
+    reason: "caches of threads and arenas of the C library come and go by some hundred KiB",
 };
 /// Growth of native memory in the looks, as a share of what the leaking sites say.
 pub(super) const BACKED_BY_GROWTH: Threshold = Threshold {

@@ -247,12 +247,11 @@ fn outside_of_carriers(case: &Case<'_>) -> Option<Growing> {
             && !is_nif_behind_malloc(ranked)
     };
     let disabled = case.last_look().is_some_and(|look| !look.disabled.is_empty());
-    let leaks = leak::groups(case.sites.iter().filter(is_own)).into_iter().filter_map(|group| {
-        match group.finding(case.followed_seconds) {
+    let leaks =
+        leak::groups(case, case.sites.iter().filter(is_own)).into_iter().filter_map(|group| match group.finding() {
             Finding::Leak(trend) if disabled || trend.net >= VM_GROWTH_BYTES.value => Some(trend),
             _ => None,
-        }
-    });
+        });
     let leaks: Vec<Trend> = leaks.collect();
     let rate = leaks.iter().map(|trend| trend.per_second).sum();
     let trend = *leaks.first()?;

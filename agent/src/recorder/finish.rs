@@ -118,7 +118,12 @@ impl Recorder {
     }
 
     /// What was counted, and what was lost: only what is above zero.
-    fn tallies(&self, sites: &[Site], counters: &[(Counter, u64)], of_ledger: LedgerCounts) -> anyhow::Result<Tallies> {
+    fn tallies(
+        &mut self,
+        sites: &[Site],
+        counters: &[(Counter, u64)],
+        of_ledger: LedgerCounts,
+    ) -> anyhow::Result<Tallies> {
         let ends = self.stacks.ends(&self.session)?;
         let of_system = || sites.iter().filter(|site: &&Site| site.asked == Asked::System);
         let freed: u64 = of_system().map(|site| site.freed_blocks).sum();

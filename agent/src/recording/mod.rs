@@ -282,11 +282,6 @@ impl Recording {
         self.cost.node_seconds.filter(|_| self.interval.seconds > 0.0).map(|spent| spent / self.interval.seconds)
     }
 
-    /// Seconds over which the outstanding bytes of a site were followed: the length of the axis of [`Site::outstanding`].
-    pub fn seconds_of(&self, site: &Site) -> f64 {
-        if site.is_always_followed() { self.interval.seconds } else { self.followed_seconds() }
-    }
-
     /// Seconds in which allocations were followed.
     pub fn followed_seconds(&self) -> f64 {
         let blind: f64 = self.blind.iter().map(|span| (span.until - span.from).max(0.0)).sum();

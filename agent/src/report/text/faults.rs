@@ -64,11 +64,16 @@ fn caller(site: &FaultSite) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::{Options, render};
-    use crate::{explain::owner::Owner, recording::FaultSite, report::Report, sample};
+    use crate::{
+        explain::owner::Owner,
+        recording::{FaultSite, Recording},
+        report::Report,
+        sample,
+    };
 
     #[test]
     fn who_touched_memory_is_named_with_its_owner() {
-        let mut recording = sample::recording();
+        let mut recording = Recording { faults: Vec::new(), ..sample::recording() };
         let text = render(&Report::new(&recording), Options::default());
         assert!(!text.contains("touched"), "a heading over nothing");
         let stack = sample::recording().sites.remove(0).stack;

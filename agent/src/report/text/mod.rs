@@ -361,16 +361,6 @@ mod tests {
     }
 
     #[test]
-    fn who_touches_memory_is_a_lead_only() {
-        let text = plain(&sample::recording(), Options::default());
-        let (_, faults) = text.split_once("Who touched memory first\n").expect("a table");
-        assert!(faults.contains("native.used") && faults.contains("A lead and no proof"), "{faults}");
-        assert!(faults.contains("leak_block") && !faults.contains("memset"), "{faults}");
-        let none = Recording { faults: Vec::new(), ..sample::recording() };
-        assert!(!plain(&none, Options::default()).contains("Who touched"));
-    }
-
-    #[test]
     fn top_limits_the_rows() {
         let text = plain(&sample::recording(), Options { top: 1, ..Options::default() });
         assert!(text.contains("the first 1 of 5"), "{text}");
