@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io::{BufRead as _, BufReader, Read as _},
+    mem,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
 };
@@ -33,12 +34,17 @@ pub(crate) struct Recording {
 }
 
 impl Recording {
-    /// Starts it on process `pid` and waits until it records.
+    /// Starts it on process `pid`, in the mode that follows every allocation, and waits until it records.
     pub(crate) fn start(pid: u32, arguments: &[&str]) -> Self {
+        Self::start_as(pid, &[&["--mode", "exact"], arguments].concat())
+    }
+
+    /// The same in the mode that the arguments name, or the default one.
+    pub(crate) fn start_as(pid: u32, arguments: &[&str]) -> Self {
         assert!(nix::unistd::geteuid().is_root(), "live tests need root: run `cargo xtask test` as root");
         let folder = tempfile::tempdir().expect("a folder");
         let mut child = beamscope()
-            .args(["record", &pid.to_string(), "--mode", "exact", "-d", "120s", "-o"])
+            .args(["record", &pid.to_string(), "-d", "120s", "-o"])
             .arg(folder.path().join("node.bscope"))
             .args(arguments)
             .stderr(Stdio::piped())
@@ -55,7 +61,7 @@ impl Recording {
 
     /// Ends it as Ctrl-C does and returns its report.
     pub(crate) fn stop(self) -> Report {
-        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGINT).expect("it runs");
+        self.interrupt();
         self.wait()
     }
 
@@ -66,11 +72,24 @@ impl Recording {
     }
 
     /// Waits for its end and returns its report.
-    pub(crate) fn wait(mut self) -> Report {
+    pub(crate) fn wait(self) -> Report {
+        let (_folder, file) = self.into_file();
+        Report::of(&file)
+    }
+
+    /// Waits for its end and returns the recording, which goes with its folder.
+    pub(crate) fn into_file(mut self) -> (TempDir, PathBuf) {
         self.log.read_to_string(&mut self.seen).expect("its log");
         let status = self.child.wait().expect("it is our child");
         assert!(status.success(), "{status}\n{}", self.seen);
-        Report::of(&self.folder.path().join("node.bscope"))
+        let folder = mem::replace(&mut self.folder, tempfile::tempdir().expect("a folder"));
+        let file = folder.path().join("node.bscope");
+        (folder, file)
+    }
+
+    /// Ends it as Ctrl-C does.
+    pub(crate) fn interrupt(&self) {
+        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGINT).expect("it runs");
     }
 }
 
