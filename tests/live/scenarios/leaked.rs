@@ -4,46 +4,52 @@ use super::{CHURN, Leak, QUIET, Scenario, Truth};
 
 /// Past the VM.
 pub(super) const NATIVE: &[Scenario] = &[
-    Scenario {
-        name: "malloc",
-        before: &[CHURN, "leak malloc 1000 40 50"],
-        leak: Some(Leak { counter: "malloc", library: "leaky.so", function: "take_malloc", ..OF_LEAKY }),
-        ..LEAK
-    },
+    Scenario { name: "malloc", before: &[CHURN, "leak malloc 1000 40 50"], leak: MALLOC, ..LEAK },
     Scenario {
         name: "realloc",
         before: &[CHURN, "leak realloc 1000 40 50"],
-        leak: Some(Leak { counter: "realloc", function: "take_realloc", ..OF_LEAKY }),
+        leak: Some(Leak {
+            counter: "realloc",
+            function: "take_realloc",
+            mfa: Some("leaky:leak_realloc/2"),
+            ..OF_LEAKY
+        }),
         ..LEAK
     },
     Scenario {
         name: "operator_new",
         before: &[CHURN, "leak new 1000 40 50"],
-        leak: Some(Leak { counter: "new", library: "leaky_cpp.so", function: "add_entry", ..OF_LEAKY }),
+        leak: Some(Leak {
+            counter: "new",
+            library: "leaky_cpp.so",
+            function: "add_entry",
+            mfa: Some("leaky_cpp:leak_new/2"),
+            ..OF_LEAKY
+        }),
         ..LEAK
     },
     Scenario {
         name: "mmap",
         before: &[CHURN, "leak mmap 16384 4 50"],
-        leak: Some(Leak { counter: "mmap", function: "take_mmap", ..OF_LEAKY }),
+        leak: Some(Leak { counter: "mmap", function: "take_mmap", mfa: Some("leaky:leak_mmap/2"), ..OF_LEAKY }),
         ..LEAK
     },
     Scenario {
         name: "own_allocator",
         before: &[CHURN, "leak pool 1000 80 50"],
-        leak: Some(Leak { counter: "pool", function: "pool_chunk", ..OF_SCENARIO }),
+        leak: Some(Leak { counter: "pool", function: "pool_chunk", mfa: Some("scenario:leak_pool/2"), ..OF_SCENARIO }),
         ..LEAK
     },
     Scenario {
         name: "own_thread",
         before: &[CHURN, "leak worker 1000 40 50"],
-        leak: Some(Leak { counter: "worker", function: "worker_take", mfa: None, ..OF_SCENARIO }),
+        leak: Some(Leak { counter: "worker", function: "worker_take", ..OF_SCENARIO }),
         ..LEAK
     },
     Scenario {
         name: "dirty_nif",
         before: &[CHURN, "leak dirty 1000 40 50"],
-        leak: Some(Leak { counter: "dirty", function: "take_malloc", ..OF_LEAKY }),
+        leak: Some(Leak { counter: "dirty", function: "take_malloc", mfa: Some("leaky:leak_dirty/2"), ..OF_LEAKY }),
         ..LEAK
     },
     Scenario {
@@ -53,6 +59,7 @@ pub(super) const NATIVE: &[Scenario] = &[
             counter: "driver_malloc",
             library: "scenario_drv.so",
             function: "keep_malloc",
+            mfa: Some("erlang:port_command/2"),
             ..OF_SCENARIO
         }),
         ..LEAK
@@ -60,13 +67,19 @@ pub(super) const NATIVE: &[Scenario] = &[
     Scenario {
         name: "opened_library",
         before: &[CHURN, "leak library 1000 40 50"],
-        leak: Some(Leak { counter: "library", library: "scenario_lib.so", function: "library_take", ..OF_SCENARIO }),
+        leak: Some(Leak {
+            counter: "library",
+            library: "scenario_lib.so",
+            function: "library_take",
+            mfa: Some("scenario:leak_library/2"),
+            ..OF_SCENARIO
+        }),
         ..LEAK
     },
     Scenario {
         name: "slow_amid_churn",
         before: &["call scenario churn 50000 512", "leak malloc 500 6 50"],
-        leak: Some(Leak { counter: "malloc", function: "take_malloc", ..OF_LEAKY }),
+        leak: MALLOC,
         seconds: 15,
         ..LEAK
     },
@@ -136,13 +149,12 @@ pub(super) const CONDITIONS: &[Scenario] = &[
 
 const LEAK: Scenario = Scenario { truth: &[("native_leak", Truth::Yes(""))], ..QUIET };
 
-const OF_LEAKY: Leak =
-    Leak { verdict: "native_leak", counter: "", library: "leaky.so", function: "", mfa: Some("leaky:take/3") };
+const OF_LEAKY: Leak = Leak { verdict: "native_leak", counter: "", library: "leaky.so", function: "", mfa: None };
 
-const OF_SCENARIO: Leak =
-    Leak { verdict: "native_leak", counter: "", library: "scenario.so", function: "", mfa: Some("scenario:take/3") };
+const OF_SCENARIO: Leak = Leak { verdict: "native_leak", counter: "", library: "scenario.so", function: "", mfa: None };
 
-const MALLOC: Option<Leak> = Some(Leak { counter: "malloc", function: "take_malloc", ..OF_LEAKY });
+const MALLOC: Option<Leak> =
+    Some(Leak { counter: "malloc", function: "take_malloc", mfa: Some("leaky:leak_malloc/2"), ..OF_LEAKY });
 
 /// What a NIF takes from the VM makes an allocator of the VM's grow.
 const GROWS_AS_WELL: Truth = Truth::OneOf(&["confirmed", "ruled_out"], "what leaks are blocks of driver_alloc");
