@@ -38,7 +38,11 @@ pub(super) const VM: &[Scenario] = &[
     Scenario { name: "rows_that_level_off", during: &["call scenario rows_that_level_off 20000 8000"], ..QUIET },
     Scenario { name: "tables_in_balance", before: &["call scenario tables 20 500"], ..QUIET },
     Scenario { name: "processes_in_balance", before: &["call scenario processes 2000 300"], ..QUIET },
-    Scenario { name: "heaps_in_waves", before: &["call scenario heap_waves 20 50000"], ..QUIET },
+    Scenario {
+        name: "heaps_in_waves",
+        before: &["call scenario heap_waves 20 50000", "call timer sleep 3000"],
+        ..QUIET
+    },
     Scenario { name: "messages_in_balance", before: &["call scenario messages 3000 100"], ..QUIET },
     Scenario { name: "resources_in_balance", before: &["call scenario resources 3000 1000"], ..QUIET },
     Scenario { name: "enif_alloc_in_balance", before: &["call scenario enif_allocs 5000 1000"], ..QUIET },

@@ -12,13 +12,14 @@ pub(super) struct Run {
     wrong: Vec<String>,
 }
 
-/// One question.
+/// What was answered to a question.
 #[derive(Debug, Deserialize)]
 struct Answer {
     id: String,
     /// The answers that are right.
     truth: Vec<String>,
-    answer: String,
+    #[serde(rename = "answer")]
+    given: String,
 }
 
 impl Run {
@@ -49,13 +50,13 @@ pub(super) fn table(runs: &[Run]) -> String {
     let mut counts: BTreeMap<(&str, String), BTreeMap<&str, u32>> = BTreeMap::new();
     for answer in runs.iter().flat_map(|run| &run.answers) {
         let row = counts.entry((&answer.id, answer.truth.join(" or "))).or_default();
-        *row.entry(&answer.answer).or_default() += 1;
+        *row.entry(&answer.given).or_default() += 1;
     }
     let given = counts.values().flat_map(BTreeMap::keys).copied();
     let others: BTreeSet<&str> = given.filter(|answer| !ANSWERS.contains(answer)).collect();
     let columns: Vec<&str> = ANSWERS.into_iter().chain(others).collect();
     let line = |first: &str, truth: &str, cells: Vec<String>| {
-        let cells: String = cells.iter().map(|cell| format!("  {cell:>12}")).collect();
+        let cells = cells.iter().map(|cell| format!("  {cell:>12}")).collect::<Vec<_>>().concat();
         format!("{first:14}  {truth:26}{cells}\n")
     };
     let head = line("question", "truth", columns.iter().map(|&column| column.to_owned()).collect());
@@ -71,7 +72,7 @@ mod tests {
 
     fn run(scenario: &str, truth: &[&str], answer: &str, wrong: &[&str]) -> Run {
         let all = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
-        let answer = Answer { id: "native_leak".to_owned(), truth: all(truth), answer: answer.to_owned() };
+        let answer = Answer { id: "native_leak".to_owned(), truth: all(truth), given: answer.to_owned() };
         Run { scenario: scenario.to_owned(), answers: vec![answer], wrong: all(wrong) }
     }
 
