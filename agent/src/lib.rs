@@ -18,7 +18,7 @@
 //!
 //! # Invariants
 //!
-//! * [`mapping`], [`extents`], [`view`], [`words`], [`stack`], [`ledger`], [`recording`], [`erts`], [`libc`], [`explain`],
+//! * [`mapping`], [`extents`], [`limits`], [`view`], [`words`], [`stack`], [`ledger`], [`recording`], [`erts`], [`libc`], [`explain`],
 //!   [`image`], [`attribute`], [`judge`] and [`report`] do no I/O: no file, no process, no clock, no kernel. What they need of the node arrives as values or through [`target::memory::ReadMemory`].
 //! * A report is a function of a [`recording::Recording`] or an [`explain::model::Explanation`] and of nothing else.
 //! * A look leaves no trace in the node: a page that is not resident is not read.
@@ -38,6 +38,7 @@ pub mod judge;
 pub mod kernel;
 pub mod ledger;
 pub mod libc;
+pub mod limits;
 pub mod look;
 pub mod mapping;
 pub mod output;

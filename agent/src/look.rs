@@ -22,14 +22,28 @@ const MOST_THREADS: usize = 4;
 
 /// Looks at `target`. Blocks are walked for as long as `budget` says; `None`: to the end.
 pub fn at(target: &Target, depth: Depth, budget: Option<Duration>) -> Result<Explanation, TargetError> {
+    // The node needs the processors more than we do.
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    with_threads(target, depth, budget, (processors / 2).clamp(1, MOST_THREADS))
+}
+
+fn with_threads(
+    target: &Target,
+    depth: Depth,
+    budget: Option<Duration>,
+    threads: usize,
+) -> Result<Explanation, TargetError> {
     let begin = Instant::now();
     let Viewed { view, files } = view::take(target)?;
     let memory = ResidentMemory::new(target.memory(), &view, target.folder(), files);
     let is_over = || budget.is_some_and(|budget| begin.elapsed() > budget);
-    // The node needs the processors more than we do.
-    let processors = thread::available_parallelism().map_or(1, usize::from);
-    let threads = (processors / 2).clamp(1, MOST_THREADS);
-    Ok(explain::explain(&view, &memory, &Effort { depth, threads, is_over: &is_over }))
+    let explanation = explain::explain(&view, &memory, &Effort { depth, threads, is_over: &is_over });
+    // An exiting process loses its memory before it is gone, and what was read meanwhile is no look at a node.
+    if target.is_alive() && target.maps()?.mappings.iter().next().is_some() {
+        Ok(explanation)
+    } else {
+        Err(TargetError::Gone { pid: target.pid() })
+    }
 }
 
 /// Looks at `target` and keeps what was looked at.
@@ -44,7 +58,16 @@ pub fn keep(target: &Target, depth: Depth) -> Result<Image, TargetError> {
 /// A look that goes on beside other work.
 #[derive(Debug)]
 pub struct Looking {
-    answer: Receiver<Result<Explanation, TargetError>>,
+    answer: Receiver<Looked>,
+}
+
+/// A look that has ended.
+#[derive(Debug)]
+pub struct Looked {
+    /// What was found.
+    pub explanation: Result<Explanation, TargetError>,
+    /// How long it took, on one processor at most.
+    pub took: Duration,
 }
 
 impl Looking {
@@ -52,9 +75,10 @@ impl Looking {
     pub fn begin(pid: u32, depth: Depth, budget: Duration) -> Self {
         let (sender, answer) = mpsc::channel();
         thread::spawn(move || {
-            let explanation = Target::open(pid).and_then(|target| at(&target, depth, Some(budget)));
+            let begin = Instant::now();
+            let explanation = Target::open(pid).and_then(|target| with_threads(&target, depth, Some(budget), 1));
             // Nobody waits for it where the recording has ended meanwhile.
-            sender.send(explanation).unwrap_or_default();
+            sender.send(Looked { explanation, took: begin.elapsed() }).unwrap_or_default();
         });
         Self { answer }
     }
@@ -74,7 +98,7 @@ impl Looking {
 #[expect(clippy::large_enum_variant, reason = "there is one at a time")]
 pub enum Answer {
     /// It is done.
-    Ready(Result<Explanation, TargetError>),
+    Ready(Looked),
     /// It goes on.
     Pending,
     /// Its thread has ended without an answer.

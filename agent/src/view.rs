@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     extents::Extents,
+    limits::LimitFacts,
     mapping::{Address, Backing, Mapping},
     recording::{Node, Snapshot},
 };
@@ -38,6 +39,9 @@ pub struct ProcessView {
     pub libc: Option<String>,
     /// Symbols of the VM's executable that tell where its structures are, as far as it exports them.
     pub symbols: BTreeMap<String, Symbol>,
+    /// The limits that hold for it. `None`: nothing was asked of them.
+    #[serde(default)]
+    pub limits: Option<LimitFacts>,
     /// What could not be found out, one sentence each.
     pub defects: Vec<String>,
 }

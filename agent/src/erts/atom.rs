@@ -50,6 +50,7 @@ const TELLING: usize = 4;
 pub struct AtomTable {
     segments: Address,
     entries: u64,
+    limit: u64,
     text: TextForm,
 }
 
@@ -124,6 +125,11 @@ impl AtomTable {
         self.entries
     }
 
+    /// How many atoms there can be (`+t`, `erlang:system_info(atom_limit)`).
+    pub fn limit(&self) -> u64 {
+        self.limit
+    }
+
     /// The index of the atom that `term` is; `None`: it is no atom of the table.
     pub fn index_of(&self, term: u64) -> Option<u64> {
         let index = term >> ATOM_SHIFT;
@@ -149,7 +155,7 @@ impl AtomTable {
     /// A table of so many atoms, none of which has a name.
     #[cfg(test)]
     pub(super) fn without_names(entries: u64) -> Self {
-        Self { segments: Address(0), entries, text: TextForm::Pointer }
+        Self { segments: Address(0), entries, limit: entries, text: TextForm::Pointer }
     }
 
     fn recognise(words: &[u64; TABLE_WORDS], view: &ProcessView, memory: &(impl ReadMemory + ?Sized)) -> Option<Self> {
@@ -163,7 +169,7 @@ impl AtomTable {
             && objects.abs_diff(entries) <= 1
             && (1..=limit.min(size)).contains(&entries)
             && segments.is_multiple_of(8);
-        let believed = |text| Self { segments: Address(*segments), entries: entries.into(), text };
+        let believed = |text| Self { segments: Address(*segments), entries: entries.into(), limit: limit.into(), text };
         let forms = [TextForm::Pointer, TextForm::Bitstring].map(believed);
         let mut proven = forms.into_iter().filter(|table| plausible && table.proves_itself(memory));
         proven.next().filter(|_| proven.next().is_none())
@@ -348,7 +354,7 @@ pub(super) mod tests {
         for form in [TextForm::Pointer, TextForm::Bitstring] {
             let node = node(form);
             let table = find(&node).unwrap();
-            assert_eq!((table.entries(), table.text), (COUNT, form));
+            assert_eq!((table.entries(), table.limit(), table.text), (COUNT, 1 << 20, form));
             for index in 0..COUNT {
                 assert_eq!(table.read(index, &node.memory).unwrap(), text(index), "{index}");
             }

@@ -10,6 +10,8 @@ mod account;
 mod claims;
 pub mod model;
 pub mod owner;
+mod pinned;
+mod tables;
 mod tags;
 
 use std::collections::BTreeMap;
@@ -38,6 +40,7 @@ pub fn explain<M: ReadMemory + Sync + ?Sized>(view: &ProcessView, memory: &M, ef
         huge: view.mappings.iter().fold(0, |sum, memory| memory.huge.saturating_add(sum)),
         resident: view.resident.total(),
         threads: view.threads.len(),
+        limits: view.limits.clone(),
         defects: view.defects.clone(),
         ..Explanation::default()
     };
@@ -54,9 +57,11 @@ pub fn explain<M: ReadMemory + Sync + ?Sized>(view: &ProcessView, memory: &M, ef
     if let Some(survey) = &survey {
         account.complete &= survey.defects.is_empty() && survey.depth > Depth::Counters;
         carriers(survey, view, &mut account, &mut explanation);
+        pinned::fill(survey, view, memory, &mut explanation.instances);
         vm.extend(survey.carriers.iter().map(CarrierFound::range).map(|range| (range.start, range.end)));
         tags::name(survey, memory, &mut explanation);
     }
+    tables::count(survey.as_ref(), view, memory, &mut explanation);
     kept(view, memory, &mut account, &mut vm, &mut explanation);
     if survey.as_ref().is_some_and(|survey| survey.depth == Depth::Counters) {
         explanation.notes.push(

@@ -6,6 +6,7 @@ use super::owner::Owner;
 use crate::{
     erts::alloc::{Depth, statistics::Counters, tally::Sizes},
     libc::glibc::LibcHeap,
+    limits::LimitFacts,
     recording::{Node, Snapshot},
 };
 
@@ -50,6 +51,13 @@ pub struct Explanation {
     pub libc: Option<LibcFacts>,
     /// Threads.
     pub threads: usize,
+    /// Processes, ports and atoms.
+    #[serde(default)]
+    pub vm: VmFacts,
+    /// The limits that hold for the process, and how much of them it uses. `None`: a core dump or an old image says nothing
+    /// of them.
+    #[serde(default)]
+    pub limits: Option<LimitFacts>,
     /// What is to be known of the figures, one sentence each.
     pub notes: Vec<String>,
     /// Where the tool had to stop, one sentence each.
@@ -134,6 +142,53 @@ pub struct InstanceFacts {
     pub lazily_freed: u64,
     /// The VM's own counters.
     pub counters: Option<Counters>,
+    /// Multi-block carriers that few blocks keep from going back.
+    #[serde(default)]
+    pub pinned: Pinned,
+    /// Multi-block carriers without any block, in its hands or in the pool.
+    #[serde(default)]
+    pub empty: EmptyCarriers,
+}
+
+/// Multi-block carriers whose blocks fill less than [`Pinned::BELOW`] of them: all of a carrier stays for the sake of a few
+/// blocks. Those that are about to go are not counted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pinned {
+    /// Carriers.
+    pub carriers: u64,
+    /// Their bytes.
+    pub carrier_bytes: u64,
+    /// The resident part of their free bytes: what could go if the blocks lay elsewhere.
+    pub resident_free: u64,
+    /// Their blocks.
+    pub blocks: u64,
+    /// The bytes of these, headers included.
+    pub block_bytes: u64,
+    /// Carriers of which the blocks were walked. What follows is of these alone.
+    pub walked: u64,
+    /// Sizes of the blocks.
+    pub sizes: Sizes,
+    /// What the blocks are for, where they carry tags: those with the most blocks, at most [`Pinned::KINDS`].
+    pub kinds: Vec<Tagged>,
+}
+
+impl Pinned {
+    /// The share of a carrier that its blocks fill less of. A carrier goes into the pool when less than 60 to 70 % of it
+    /// are used (`+M<S>acul`, `erts_alloc(3)`); what has less than a quarter has been all but given up by the node.
+    pub const BELOW: f64 = 0.25;
+    /// Kinds of blocks that are named at most.
+    pub const KINDS: usize = 5;
+}
+
+/// Multi-block carriers without any block.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EmptyCarriers {
+    /// Carriers.
+    pub carriers: u64,
+    /// Their bytes.
+    pub carrier_bytes: u64,
+    /// The resident part, headers included.
+    pub resident: u64,
 }
 
 /// Carriers and their blocks, as counted from outside.
@@ -148,7 +203,7 @@ pub struct Walked {
 }
 
 /// Blocks with the same tag.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tagged {
     /// Module of the NIF, name of the driver, or `system`. `None`: the name could not be read.
     pub origin: Option<String>,
@@ -160,6 +215,37 @@ pub struct Tagged {
     pub bytes: u64,
     /// Their sizes.
     pub sizes: Sizes,
+}
+
+/// How many there are of what the VM has tables of. `None`: the table was not found, or not looked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmFacts {
+    /// Processes.
+    pub processes: Option<TableFacts>,
+    /// Ports.
+    pub ports: Option<TableFacts>,
+    /// Atoms.
+    pub atoms: Option<AtomFacts>,
+}
+
+/// The table of processes or of ports, which has its full size from the start of the node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableFacts {
+    /// Processes or ports that exist, those that are about to end included.
+    pub used: u64,
+    /// How many there can be (`+P`, `+Q`).
+    pub limit: u64,
+    /// Bytes of the table itself: so much is in use even where there are none.
+    pub table_bytes: u64,
+}
+
+/// The table of atoms.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AtomFacts {
+    /// Atoms.
+    pub used: u64,
+    /// How many there can be (`+t`): the VM ends when there would be one more.
+    pub limit: u64,
 }
 
 /// What an instance of mseg keeps.

@@ -129,6 +129,12 @@ pub struct Verdict {
     pub next: Vec<String>,
 }
 
+impl Fact {
+    pub(super) fn new(fact: impl Into<String>, amount: Amount, source: &'static str) -> Self {
+        Self { fact: fact.into(), amount, source }
+    }
+}
+
 impl Verdict {
     /// A question without an answer.
     pub(super) fn open(id: VerdictId) -> Self {

@@ -1,71 +1,109 @@
-//! Where does the resident memory belong while the recording goes on? One look at the start, one at the end, and some
-//! between, beside the other work: the ring buffers must not wait for it.
+//! Where does the resident memory belong while the recording goes on? One look at the start, one at the end, and as many
+//! between as are cheap, beside the other work: the ring buffers must not wait for them.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::{
     erts::alloc::Depth,
-    look::{self, Answer, Looking},
+    explain::model::Explanation,
+    look::{self, Answer, Looked, Looking},
     recording::Look,
-    target::process::Target,
+    target::process::{Target, TargetError},
 };
 
-/// Seconds between two looks.
-const EVERY: f64 = 10.0;
+/// Seconds from the begin of a look to that of the next at least. It is asked about once a second whether it is time.
+const SOONEST: f64 = 0.9;
+/// A look is followed by this many times its duration without one: looking takes a twentieth of a processor at most.
+const REST: f64 = 20.0;
 /// How long blocks are walked at the start and at the end.
 const BUDGET: Duration = Duration::from_secs(1);
+/// How long they are walked in between, and how quick a look at all of them must be for the next to try it again.
+const QUICK: Duration = Duration::from_millis(250);
+/// Looks at headers alone after one that was not quick. The node may be smaller by then, or less busy.
+const HEADERS: u32 = 10;
+/// Looks that are kept at most, an even number. Their figures are some 100 KiB of JSON each.
+const KEPT: usize = 64;
 
 /// The looks of a recording.
 #[derive(Debug, Default)]
 pub(super) struct Looks {
-    done: Vec<Look>,
+    done: Thinned<Look>,
     /// The one that goes on, and when it began.
     going_on: Option<(f64, Looking)>,
-    last: f64,
+    plan: Plan,
+}
+
+/// When to look next, and how deep.
+///
+/// A look at headers knows of a carrier how much its blocks have, and takes what is resident beyond that for free; a full
+/// one knows which pages hold a free block. So their figures for an owner differ a little, and [`Explanation::depth`] says
+/// of which kind each is.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Plan {
+    /// Seconds since the start before which there is no look.
+    next: f64,
+    /// Looks at headers that are to come before one at blocks.
+    headers: u32,
+}
+
+impl Plan {
+    /// How deep to look at the moment `at`. `None`: it is not yet time.
+    fn depth(&self, at: f64) -> Option<Depth> {
+        (at >= self.next).then_some(if self.headers == 0 { Depth::Full } else { Depth::Headers })
+    }
+
+    /// Takes in that a look began at `at`, and how long it took. `walked`: whether it came to the end of all blocks;
+    /// `None`: it was not meant to.
+    fn note(&mut self, at: f64, took: Duration, walked: Option<bool>) {
+        self.next = at + SOONEST.max(REST * took.as_secs_f64());
+        self.headers = match walked {
+            Some(true) if took < QUICK => 0,
+            Some(_) => HEADERS,
+            None => self.headers.saturating_sub(1),
+        };
+    }
 }
 
 impl Looks {
     /// Looks now, at every block that there is time for.
     pub(super) fn take(&mut self, target: &Target, at: f64, defects: &mut Vec<String>) {
         self.collect(target, defects);
-        let answer = look::at(target, Depth::Full, Some(BUDGET));
-        self.keep(target, at, answer, defects);
+        let begin = Instant::now();
+        let explanation = look::at(target, Depth::Full, Some(BUDGET));
+        self.keep(target, at, Looked { explanation, took: begin.elapsed() }, defects);
     }
 
     /// Begins a look when it is time, and takes in one that is done. To be called about once a second.
     pub(super) fn go_on(&mut self, target: &Target, at: f64, defects: &mut Vec<String>) {
         self.collect(target, defects);
-        if self.going_on.is_none() && at - self.last >= EVERY {
-            self.last = at;
-            // The carriers and their headers tell who grows, at a small part of the cost.
-            self.going_on = Some((at, Looking::begin(target.pid(), Depth::Headers, BUDGET)));
+        if self.going_on.is_none()
+            && let Some(depth) = self.plan.depth(at)
+        {
+            self.going_on = Some((at, Looking::begin(target.pid(), depth, QUICK)));
         }
     }
 
     /// The looks in the order of time.
     pub(super) fn into_list(self) -> Vec<Look> {
-        self.done
+        self.done.kept
     }
 
     fn collect(&mut self, target: &Target, defects: &mut Vec<String>) {
         let Some((at, looking)) = self.going_on.take() else { return };
         match looking.answer() {
-            Answer::Ready(answer) => self.keep(target, at, answer, defects),
+            Answer::Ready(looked) => self.keep(target, at, looked, defects),
             Answer::Pending => self.going_on = Some((at, looking)),
             Answer::Never => say(defects, "a look at the owners of the memory was lost: its thread ended early".into()),
         }
     }
 
-    fn keep(
-        &mut self,
-        target: &Target,
-        at: f64,
-        answer: Result<crate::explain::model::Explanation, crate::target::process::TargetError>,
-        defects: &mut Vec<String>,
-    ) {
-        match answer {
+    fn keep(&mut self, target: &Target, at: f64, looked: Looked, defects: &mut Vec<String>) {
+        let Looked { explanation, took } = looked;
+        self.plan.note(at, took, explanation.as_ref().ok().and_then(walked));
+        match explanation {
             Ok(explanation) => self.done.push(Look { at, explanation }),
             // A process that is gone has no memory; the looks before it stay.
+            Err(TargetError::Gone { .. }) => {}
             Err(_) if !target.is_alive() => {}
             Err(error) => {
                 say(defects, format!("a look at the owners of the memory is missing: {:#}", anyhow::Error::new(error)));
@@ -74,8 +112,114 @@ impl Looks {
     }
 }
 
+/// Whether a look came to the end of all blocks; `None`: it was not meant to.
+fn walked(explanation: &Explanation) -> Option<bool> {
+    let depth = &explanation.depth;
+    (depth.asked == Depth::Full).then_some(depth.walked == depth.carriers)
+}
+
+/// Things in the order of time. Where there would be more than [`KEPT`], every second one is dropped, and from then on only
+/// every second one stays, so that those that are kept always cover the whole time evenly, as the points of a
+/// [`crate::ledger::Series`] do. The first and the newest are always there.
+#[derive(Clone, Debug)]
+struct Thinned<T> {
+    kept: Vec<T>,
+    stride: u32,
+    /// Things pushed since the last one that stays. Above 0, the last of `kept` is only the newest, for now.
+    skipped: u32,
+}
+
+impl<T> Default for Thinned<T> {
+    fn default() -> Self {
+        Self { kept: Vec::new(), stride: 1, skipped: 0 }
+    }
+}
+
+impl<T> Thinned<T> {
+    fn push(&mut self, newest: T) {
+        if self.skipped > 0 {
+            self.kept.pop();
+        }
+        self.skipped += 1;
+        if self.skipped >= self.stride || self.kept.is_empty() {
+            self.skipped = 0;
+        }
+        if self.kept.len() >= KEPT {
+            let mut keep = false;
+            self.kept.retain(|_| {
+                keep = !keep;
+                keep
+            });
+            self.stride = self.stride.saturating_mul(2);
+        }
+        self.kept.push(newest);
+    }
+}
+
 fn say(defects: &mut Vec<String>, defect: String) {
     if !defects.contains(&defect) {
         defects.push(defect);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_look_rests_for_twenty_times_its_duration() {
+        let mut plan = Plan::default();
+        assert_eq!(plan.depth(0.0), Some(Depth::Full), "the first look is at everything");
+        plan.note(0.0, Duration::from_millis(30), Some(true));
+        assert_eq!((plan.depth(0.8), plan.depth(1.0)), (None, Some(Depth::Full)));
+        plan.note(1.0, Duration::from_millis(200), Some(true));
+        assert_eq!((plan.depth(4.9), plan.depth(5.1)), (None, Some(Depth::Full)));
+    }
+
+    #[test]
+    fn blocks_are_left_alone_for_a_while_where_they_are_many() {
+        for (took, walked) in [(400, true), (250, true), (40, false)] {
+            let mut plan = Plan::default();
+            plan.note(0.0, Duration::from_millis(took), Some(walked));
+            for look in 1..=HEADERS {
+                let at = 10.0 * f64::from(look);
+                assert_eq!(plan.depth(at), Some(Depth::Headers), "{look} after {took} ms");
+                plan.note(at, Duration::from_millis(10), None);
+            }
+            assert_eq!(plan.depth(200.0), Some(Depth::Full));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn looking_takes_a_twentieth_at_most(durations in prop::collection::vec(1_u64..3000, 1..50)) {
+            let (mut plan, mut at, mut looked) = (Plan::default(), 0.0, 0.0);
+            for took in durations {
+                while plan.depth(at).is_none() {
+                    at += 0.1;
+                }
+                // All looks but the last, which has not rested yet.
+                prop_assert!(looked <= at / REST + 1e-6);
+                let took = Duration::from_millis(took);
+                looked += took.as_secs_f64();
+                plan.note(at, took, None);
+            }
+        }
+
+        #[test]
+        fn what_is_kept_covers_the_whole_time(count in 1_u32..2000) {
+            let mut things = Thinned::default();
+            (0..count).for_each(|thing| things.push(thing));
+            let kept = things.kept;
+            prop_assert!(kept.len() <= KEPT);
+            prop_assert_eq!((kept.first(), kept.last()), (Some(&0), Some(&(count - 1))));
+            let gaps: Vec<u32> = kept.windows(2).map(|pair| pair[1] - pair[0]).collect();
+            let widest = gaps.iter().max().copied().unwrap_or(0);
+            // All gaps but the one before the newest are the same, and as wide as they have to be.
+            prop_assert!(gaps.iter().rev().skip(1).all(|gap| *gap == widest));
+            prop_assert!(widest <= count.div_ceil(KEPT as u32 / 2), "{widest} of {count}");
+        }
     }
 }

@@ -54,9 +54,10 @@ pub fn render(report: &Report<'_>, top: Option<usize>) -> String {
     });
     if let Some(keys) = json.as_object_mut() {
         // What no look has found out is empty.
-        let none = [("allocators", json!([])), ("libc", Value::Null), ("tags", json!([]))];
+        let nothing = ["libc", "vm", "limits"].map(|key| (key, Value::Null));
+        let none = ["allocators", "tags"].map(|key| (key, json!([]))).into_iter().chain(nothing);
         let looked = report.memory.iter().flat_map(memory::json::sections);
-        keys.extend(none.into_iter().chain(looked).map(|(key, value)| (key.to_owned(), value)));
+        keys.extend(none.chain(looked).map(|(key, value)| (key.to_owned(), value)));
     }
     format!("{json:#}\n")
 }

@@ -98,6 +98,7 @@ impl<'a> Report<'a> {
         let vm_api: Vec<_> = sites.extract_if(.., |ranked| ranked.site.asked == Asked::Vm).collect();
         let carriers = sites.extract_if(.., |ranked| matches!(ranked.site.asked, Asked::Carriers { .. })).collect();
         let verdicts = judge::judge(&Case {
+            node: &recording.node,
             interval: Some(&recording.interval),
             followed_seconds: recording.followed_seconds(),
             snapshots: &recording.snapshots,

@@ -162,6 +162,7 @@ pub fn open(file: File, executable: Option<&Path>) -> Result<(Viewed, CoreMemory
         symbols: symbols(&beam),
         beam: beam_path,
         libc: libc_path,
+        limits: None,
         defects,
     };
     Ok((Viewed { view, files }, memory))

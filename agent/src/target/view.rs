@@ -6,6 +6,7 @@ use object::{Object as _, ObjectSymbol as _};
 
 use super::{
     elf::ModuleFile,
+    limits,
     maps::Maps,
     node::Libc,
     pagemap::{self, Pagemap},
@@ -44,6 +45,7 @@ pub fn take(target: &Target) -> Result<Viewed, TargetError> {
         defects.push(format!("the node's threads cannot be listed, so their stacks have no owner: {error}"));
         Vec::new()
     });
+    let limits = Some(limits::take(target.folder(), &mut defects));
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let view = ProcessView {
         node: target.node().clone(),
@@ -58,6 +60,7 @@ pub fn take(target: &Target) -> Result<Viewed, TargetError> {
         beam: beam.path.clone(),
         libc: libc.map(|file| file.path),
         symbols: symbols(beam),
+        limits,
         defects,
     };
     Ok(Viewed { view, files })

@@ -387,19 +387,16 @@ impl<M: ReadMemory + Sync + ?Sized> Walk<'_, M> {
     fn attempt(&self, words: &mut Words<'_, M>, carrier: &Listed, owner: &Instance) -> Result<(Tally, u64), WalkError> {
         let range = carrier.address.0..carrier.address.0.saturating_add(carrier.bytes);
         let view = self.view;
-        let lazily_freed = view.lazily_freed.as_ref();
-        let mut counter = Counter { tally: Tally::default(), resident: &view.resident, lazily_freed };
+        let mut counter = Counter::new(&view.resident, view.lazily_freed.as_ref());
         if carrier.kind == CarrierKind::SingleBlock {
             let (block, tag) = block::single(words, &range, self.layout.tag_bytes)?;
             let behind = block.end..range.end;
             counter.used(block, tag);
-            // What lies behind the block is no block, and can serve no other request.
-            counter.tally.free_bytes = behind.end - behind.start;
-            counter.tally.resident_free_bytes = view.resident.bytes_in(&behind);
-            return Ok((counter.tally, range.end));
+            counter.behind(behind);
+            return Ok((counter.tally(), range.end));
         }
         let end = block::walk(words, &range, self.layout.form(owner), &mut counter)?;
-        Ok((counter.tally, end))
+        Ok((counter.tally(), end))
     }
 
     fn failure(&self, carrier: &Listed, error: &WalkError) -> String {

@@ -62,6 +62,8 @@ pub struct Tally {
     pub largest_free_block: u64,
     /// Sizes of the free blocks.
     pub free_sizes: Sizes,
+    /// Sizes of the allocated blocks.
+    pub used_sizes: Sizes,
     /// Blocks by their tag.
     pub tags: BTreeMap<u64, TagTotal>,
 }
@@ -78,6 +80,7 @@ impl Tally {
             lazily_freed_bytes,
             largest_free_block,
             free_sizes,
+            used_sizes,
             tags,
         } = self;
         for (sum, more) in [
@@ -92,6 +95,7 @@ impl Tally {
         }
         *largest_free_block = (*largest_free_block).max(other.largest_free_block);
         free_sizes.merge(&other.free_sizes);
+        used_sizes.merge(&other.used_sizes);
         for (tag, more) in &other.tags {
             let total = tags.entry(*tag).or_default();
             total.blocks = total.blocks.saturating_add(more.blocks);
@@ -103,9 +107,32 @@ impl Tally {
 
 /// Counts the blocks of a carrier.
 pub(super) struct Counter<'a> {
-    pub(super) tally: Tally,
-    pub(super) resident: &'a Residency,
-    pub(super) lazily_freed: Option<&'a Extents>,
+    tally: Tally,
+    /// Blocks and bytes of the allocated blocks in each slot of [`Sizes`]: a search for the slot of each block would be the
+    /// dearest part of the count.
+    used: [(u64, u64); u64::BITS as usize],
+    resident: &'a Residency,
+    lazily_freed: Option<&'a Extents>,
+}
+
+impl<'a> Counter<'a> {
+    /// Has counted nothing.
+    pub(super) fn new(resident: &'a Residency, lazily_freed: Option<&'a Extents>) -> Self {
+        Self { tally: Tally::default(), used: [(0, 0); u64::BITS as usize], resident, lazily_freed }
+    }
+
+    /// What was counted.
+    pub(super) fn tally(mut self) -> Tally {
+        let used = (0..).zip(self.used).filter(|(_, (blocks, _))| *blocks > 0);
+        self.tally.used_sizes = Sizes(used.collect());
+        self.tally
+    }
+
+    /// Bytes behind the only block of a carrier, which are no block and can serve no other request.
+    pub(super) fn behind(&mut self, range: Range<u64>) {
+        self.tally.resident_free_bytes = self.resident.bytes_in(&range);
+        self.tally.free_bytes = range.end - range.start;
+    }
 }
 
 impl BlockSink for Counter<'_> {
@@ -113,6 +140,10 @@ impl BlockSink for Counter<'_> {
         let bytes = block.end - block.start;
         self.tally.used_blocks += 1;
         self.tally.used_bytes += bytes;
+        let slot = usize::try_from(bytes.checked_ilog2().unwrap_or(0)).unwrap_or(usize::MAX);
+        if let Some((blocks, sum)) = self.used.get_mut(slot) {
+            (*blocks, *sum) = (*blocks + 1, *sum + bytes);
+        }
         if let Some(tag) = tag {
             let total = self.tally.tags.entry(tag).or_default();
             total.blocks += 1;
@@ -149,13 +180,26 @@ mod tests {
     #[test]
     fn a_merge_adds_up() {
         let resident = Residency::Pages(Extents::from(vec![(0, 4096)]));
-        let mut counter = Counter { tally: Tally::default(), resident: &resident, lazily_freed: None };
+        let mut counter = Counter::new(&resident, None);
         counter.used(0..64, Some(7));
         counter.free(64..8192);
-        let one = counter.tally;
+        let one = counter.tally();
         assert_eq!((one.free_bytes, one.resident_free_bytes, one.largest_free_block), (8128, 4032, 8128));
         let mut two = one.clone();
         two.merge(&one);
         assert_eq!((two.used_bytes, two.free_blocks, two.tags[&7].bytes), (128, 2, 128));
+    }
+
+    #[test]
+    fn allocated_blocks_are_counted_by_size_with_and_without_tags() {
+        let resident = Residency::Pages(Extents::default());
+        let mut counter = Counter::new(&resident, None);
+        let lengths = [16, 24, 31, 32, 100, 1 << 40];
+        for (length, tag) in lengths.into_iter().zip([None, Some(7)].into_iter().cycle()) {
+            counter.used(4096..4096 + length, tag);
+        }
+        let mut sizes = Sizes::default();
+        lengths.into_iter().for_each(|length| sizes.add(length));
+        assert_eq!(counter.tally().used_sizes, sizes);
     }
 }

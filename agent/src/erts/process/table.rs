@@ -11,7 +11,7 @@ use crate::{
     mapping::Address,
     target::memory::{ReadMemory, Unreadable},
     view::ProcessView,
-    words::{low_half, read_words, words_of},
+    words::{high_half, low_half, read_words, words_of},
 };
 
 /// Slots of a table at least. `+P` and `+Q` take no less than 1024 (`ERTS_MIN_PROCESSES`, `erts/emulator/beam/erl_process.h`,
@@ -29,6 +29,9 @@ const AT_ONCE: usize = 4096;
 const ENDED: usize = 10;
 /// Bytes of a pointer or a term.
 const WORD: u64 = 8;
+/// `ERTS_CACHE_LINE_SIZE` (`erts/emulator/beam/erl_alloc.h`), by which the list of free identifiers is laid out (seen at run time
+/// in OTP 23.2.6, 25.2.3, 27.3.4.1 and 29.1.2).
+const CACHE_LINE: u32 = 64;
 /// Smallest and largest plausible `element_size`. `Process` has 736 to 776 bytes in OTP 23.2.6 to 29.1.2.
 const ELEMENT_SIZES: std::ops::RangeInclusive<u64> = 128..=4096;
 
@@ -81,6 +84,8 @@ pub struct ElementTable {
     form: Form,
     reserved: Address,
     element_size: u32,
+    /// Bytes of an entry of `free_id_data`, the list of free identifiers right behind the slots; 0 where it is not known.
+    free_entry: u32,
 }
 
 /// A process or a port.
@@ -145,6 +150,17 @@ impl ElementTable {
         self.element_size
     }
 
+    /// How many elements it can hold (`+P`, `+Q`; `erlang:system_info(process_limit)`).
+    pub fn slots(&self) -> u64 {
+        self.count
+    }
+
+    /// Bytes of the table itself: slots, and the list of free identifiers (`erts_ptab_mem_size`,
+    /// `erts/emulator/beam/erl_ptab.c`, OTP 25.2.3).
+    pub fn bytes(&self) -> u64 {
+        self.count.saturating_mul(WORD.saturating_add(u64::from(self.free_entry)))
+    }
+
     /// The elements that the table holds now, at most `most`. One that ends meanwhile is left out.
     pub fn elements(&self, memory: &(impl ReadMemory + ?Sized), most: usize) -> Vec<Element> {
         self.look(memory, most).elements
@@ -182,8 +198,9 @@ impl ElementTable {
     /// The tables that `words` may begin with.
     fn recognise(kind: ElementKind, words: &[u64]) -> [Option<Self>; 2] {
         let none = [None, None];
-        let Some(&[slots, free, count, second, third, fourth, shifts, narrow_reserved, _, _, tenth, _, _, wide_size]) =
-            words.get(..TABLE_WORDS).and_then(<[u64]>::first_chunk::<TABLE_WORDS>)
+        let Some(
+            &[slots, free, count, second, third, fourth, shifts, narrow_reserved, _, ninth, tenth, _, _, wide_size],
+        ) = words.get(..TABLE_WORDS).and_then(<[u64]>::first_chunk::<TABLE_WORDS>)
         else {
             return none;
         };
@@ -196,14 +213,18 @@ impl ElementTable {
         {
             return none;
         }
-        let table = |form, reserved: u64, size: u64| {
+        // `dix_cl_shift` is the binary logarithm of the entries in a cache line.
+        let free_entry =
+            |dix_cl_shift: u32| CACHE_LINE.checked_shr(dix_cl_shift).filter(|bytes| [4, 8].contains(bytes));
+        let table = |form, reserved: u64, size: u64, dix_cl_shift: u32| {
+            let free_entry = free_entry(dix_cl_shift).unwrap_or(0);
             let element_size = u32::try_from(size).ok().filter(|_| ELEMENT_SIZES.contains(&size))?;
             let (slots, reserved) = (Address(slots), Address(reserved));
-            is_pointer(reserved.0).then_some(Self { kind, slots, count: max, form, reserved, element_size })
+            is_pointer(reserved.0).then_some(Self { kind, slots, count: max, form, reserved, element_size, free_entry })
         };
-        let narrow = (narrow_mask == max - 1).then(|| table(Form::Narrow, narrow_reserved, tenth));
+        let narrow = (narrow_mask == max - 1).then(|| table(Form::Narrow, narrow_reserved, tenth, high_half(fourth)));
         let (line, within) = ((third, low_half(shifts)), (fourth, low_half(shifts >> 32)));
-        let wide = (second == max - 1).then(|| table(Form::Wide { line, within }, tenth, wide_size));
+        let wide = (second == max - 1).then(|| table(Form::Wide { line, within }, tenth, wide_size, low_half(ninth)));
         [narrow.flatten(), wide.flatten()]
     }
 

@@ -71,10 +71,11 @@ impl Vm {
         let mask = 1023;
         if self.wide {
             let shifts = 3 | 7 << 32;
-            let words = [slots, HEAP, 1024, mask, 127, 7, shifts, 0, 0, 0, RESERVED, 0x2b, CODE, size];
+            let words = [slots, HEAP, 1024, mask, 127, 7, shifts, 127, 7, shifts, RESERVED, 0x2b, CODE, size];
             self.node.put_words(at, &words);
         } else {
-            let words = [slots, HEAP, 1024 | mask << 32, 127 | 3 << 32, 7 | 7 << 32, 0, 0, RESERVED, 0x2b, CODE, size];
+            let (tab, free) = ([127 | 3 << 32, 7 | 7 << 32], [63 | 4 << 32, 15 | 6 << 32]);
+            let words = [slots, HEAP, 1024 | mask << 32, tab[0], tab[1], free[0], free[1], RESERVED, 0x2b, CODE, size];
             self.node.put_words(at, &words);
         }
     }
@@ -113,6 +114,7 @@ fn finds_the_elements_of_both_forms() {
         let vm = Vm::new(wide);
         let table = vm.table(ElementKind::Process).unwrap();
         assert_eq!(table.element_size(), 776);
+        assert_eq!((table.slots(), table.bytes()), (1024, 1024 * if wide { 8 + 8 } else { 8 + 4 }));
         let expected: Vec<_> = (0..COUNT).map(|index| vm.element(index)).collect();
         assert_eq!(table.elements(&vm.node.memory, usize::MAX), expected);
         assert_eq!(table.elements(&vm.node.memory, 3), expected[..3]);

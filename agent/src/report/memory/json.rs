@@ -12,7 +12,9 @@ use crate::{
         statistics::{Counted, Extremes},
         tally::Sizes,
     },
-    explain::model::{Explanation, InstanceFacts, LibcFacts, MsegFacts, Owned, Place, Tagged, Walked},
+    explain::model::{
+        EmptyCarriers, Explanation, InstanceFacts, LibcFacts, MsegFacts, Owned, Pinned, Place, Tagged, Walked,
+    },
     recording::Node,
     report::json::SCHEMA,
 };
@@ -55,10 +57,11 @@ pub(in crate::report) fn node(node: &Node) -> Value {
 }
 
 /// The sections that a look fills.
-pub(in crate::report) fn sections(memory: &Memory<'_>) -> [(&'static str, Value); 10] {
+pub(in crate::report) fn sections(memory: &Memory<'_>) -> [(&'static str, Value); 12] {
     let explanation = memory.explanation;
     let Explanation { instances, depth, mseg, super_carriers, tags, untagged, threads, disabled, .. } = explanation;
     let is_full = depth.reached == Depth::Full;
+    let instance = |facts| instance(facts, depth.reached > Depth::Counters);
     [
         ("depth", json!(depth)),
         ("allocators", instances.iter().map(instance).collect()),
@@ -68,6 +71,8 @@ pub(in crate::report) fn sections(memory: &Memory<'_>) -> [(&'static str, Value)
         ("mseg", mseg_sums(explanation)),
         ("super_carriers", json!(super_carriers)),
         ("threads", json!(threads)),
+        ("vm", json!(explanation.vm)),
+        ("limits", json!(explanation.limits)),
         ("erlang_memory", json!(recon::erlang_memory(instances, disabled))),
         (
             "recon",
@@ -123,7 +128,8 @@ pub(in crate::report) fn places(places: &[Place]) -> Vec<Value> {
     places.iter().map(place).collect()
 }
 
-fn instance(facts: &InstanceFacts) -> Value {
+/// An allocator instance; `looked`: whether its carriers were looked at.
+fn instance(facts: &InstanceFacts, looked: bool) -> Value {
     let all = facts.all();
     let (blocks, block_bytes) = all.blocks.unzip();
     let utilisation = block_bytes.filter(|_| all.carrier_bytes > 0);
@@ -158,7 +164,33 @@ fn instance(facts: &InstanceFacts) -> Value {
         "utilisation": utilisation.map(|used| used as f64 / all.carrier_bytes as f64),
         "counters": counters,
         "walked": walked,
+        "pinned": looked.then(|| pinned(&facts.pinned)),
+        "empty_carriers": looked.then(|| empty(facts.empty)),
     })
+}
+
+fn pinned(pinned: &Pinned) -> Value {
+    let Pinned { carriers, carrier_bytes, resident_free, blocks, block_bytes, walked, sizes: histogram, kinds } =
+        pinned;
+    json!({
+        "below": Pinned::BELOW,
+        "carriers": carriers,
+        "carrier_bytes": carrier_bytes,
+        "resident_free_bytes": resident_free,
+        "blocks": blocks,
+        "block_bytes": block_bytes,
+        "walked_carriers": walked,
+        "block_sizes": sizes(histogram),
+        "kinds": kinds.iter().map(kind).collect::<Vec<_>>(),
+    })
+}
+
+fn kind(Tagged { origin, kind, blocks, bytes, sizes: histogram }: &Tagged) -> Value {
+    json!({ "origin": origin, "type": kind, "blocks": blocks, "bytes": bytes, "sizes": sizes(histogram) })
+}
+
+fn empty(EmptyCarriers { carriers, carrier_bytes, resident }: EmptyCarriers) -> Value {
+    json!({ "carriers": carriers, "carrier_bytes": carrier_bytes, "resident_bytes": resident })
 }
 
 fn walked(walked: Walked) -> Value {

@@ -1,5 +1,6 @@
 //! What do looks at a node's memory say, to a person and to a program?
 
+mod held;
 pub mod json;
 pub mod recon;
 pub mod text;

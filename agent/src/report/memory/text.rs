@@ -10,7 +10,7 @@ use crate::{
     },
     report::{
         label,
-        memory::Memory,
+        memory::{Memory, held},
         page::{HEADING, Page, of, table},
         unit::{self, Units},
     },
@@ -60,8 +60,10 @@ pub(in crate::report) fn sections(page: &mut Page<'_>, memory: &Memory<'_>, opti
     let mut text = Text { memory, explanation: memory.explanation, options, page };
     text.owners()?;
     text.allocators()?;
+    held::pinned(text.page, memory.explanation, options)?;
     text.tags()?;
     text.libc()?;
+    held::limits(text.page, memory.explanation, options.units)?;
     text.places("Unattributed", &memory.explanation.unowned)?;
     text.places("Mapped by native code", &memory.explanation.mapped)
 }
