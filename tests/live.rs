@@ -17,6 +17,8 @@ mod code_table;
 mod explain;
 #[path = "live/explained.rs"]
 mod explained;
+#[path = "live/facts.rs"]
+mod facts;
 #[path = "live/heaps.rs"]
 mod heaps;
 #[path = "live/leaks.rs"]

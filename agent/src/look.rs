@@ -1,14 +1,23 @@
 //! Looks at a running node once: the place where the kernel's word, the node's memory and [`crate::explain`] meet.
 
 use std::{
-    sync::mpsc::{self, Receiver, TryRecvError},
+    sync::{
+        Arc, OnceLock,
+        mpsc::{self, Receiver, TryRecvError},
+    },
     thread,
     time::{Duration, Instant},
 };
 
+use nix::time::{ClockId, clock_gettime};
+
 use crate::{
     erts::alloc::{Depth, Effort},
-    explain::{self, model::Explanation},
+    explain::{
+        self,
+        model::Explanation,
+        whose::{Owners, Pages},
+    },
     image::{Image, SavingMemory},
     target::{
         process::{Target, TargetError},
@@ -20,11 +29,16 @@ use crate::{
 /// More threads than this would only wait for each other's memory.
 const MOST_THREADS: usize = 4;
 
-/// Looks at `target`. Blocks are walked for as long as `budget` says; `None`: to the end.
+/// Looks at `target`. Carriers are listed and blocks walked for as long as `budget` says, from when the allocators were
+/// found; `None`: to the end.
 pub fn at(target: &Target, depth: Depth, budget: Option<Duration>) -> Result<Explanation, TargetError> {
+    Ok(with_threads(target, depth, budget, threads(), Pages::default())?.0)
+}
+
+fn threads() -> usize {
     // The node needs the processors more than we do.
     let processors = thread::available_parallelism().map_or(1, usize::from);
-    with_threads(target, depth, budget, (processors / 2).clamp(1, MOST_THREADS))
+    (processors / 2).clamp(1, MOST_THREADS)
 }
 
 fn with_threads(
@@ -32,15 +46,17 @@ fn with_threads(
     depth: Depth,
     budget: Option<Duration>,
     threads: usize,
-) -> Result<Explanation, TargetError> {
-    let begin = Instant::now();
+    pages: Pages,
+) -> Result<(Explanation, Owners), TargetError> {
     let Viewed { view, files } = view::take(target)?;
     let memory = ResidentMemory::new(target.memory(), &view, target.folder(), files);
-    let is_over = || budget.is_some_and(|budget| begin.elapsed() > budget);
-    let explanation = explain::explain(&view, &memory, &Effort { depth, threads, is_over: &is_over });
+    // It is asked first when the allocators were found. A machine that is slow in that is no reason to look no further.
+    let begin = OnceLock::new();
+    let is_over = || budget.is_some_and(|budget| begin.get_or_init(Instant::now).elapsed() > budget);
+    let found = explain::explain_and_ask(&view, &memory, &Effort { depth, threads, is_over: &is_over }, pages);
     // An exiting process loses its memory before it is gone, and what was read meanwhile is no look at a node.
     if target.is_alive() && target.maps()?.mappings.iter().next().is_some() {
-        Ok(explanation)
+        Ok(found)
     } else {
         Err(TargetError::Gone { pid: target.pid() })
     }
@@ -64,21 +80,49 @@ pub struct Looking {
 /// A look that has ended.
 #[derive(Debug)]
 pub struct Looked {
-    /// What was found.
-    pub explanation: Result<Explanation, TargetError>,
-    /// How long it took, on one processor at most.
+    /// What was found, and whose the pages are that it was asked about.
+    pub found: Result<(Explanation, Owners), TargetError>,
+    /// Processor time that it took.
     pub took: Duration,
 }
 
+impl Looked {
+    /// Looks at `target` now, with all threads that there are for it.
+    pub fn now(target: &Target, depth: Depth, budget: Duration, pages: Pages) -> Self {
+        let watch = Stopwatch::start(ClockId::CLOCK_PROCESS_CPUTIME_ID);
+        let found = with_threads(target, depth, Some(budget), threads(), pages);
+        Self { found, took: watch.took() }
+    }
+}
+
+/// Measures processor time: on a busy machine a look waits more than it works.
+struct Stopwatch {
+    clock: ClockId,
+    began: Instant,
+    before: Option<Duration>,
+}
+
+impl Stopwatch {
+    fn start(clock: ClockId) -> Self {
+        Self { clock, began: Instant::now(), before: clock_gettime(clock).ok().map(Duration::from) }
+    }
+
+    /// Processor time since the start, or all time where the kernel has no such clock.
+    fn took(&self) -> Duration {
+        let now = clock_gettime(self.clock).ok().map(Duration::from);
+        now.zip(self.before).map_or_else(|| self.began.elapsed(), |(now, before)| now.saturating_sub(before))
+    }
+}
+
 impl Looking {
-    /// Looks at process `pid` in a thread of its own.
-    pub fn begin(pid: u32, depth: Depth, budget: Duration) -> Self {
+    /// Looks at `target` in a thread of its own.
+    pub fn begin(target: Arc<Target>, depth: Depth, budget: Duration, pages: Pages) -> Self {
         let (sender, answer) = mpsc::channel();
         thread::spawn(move || {
-            let begin = Instant::now();
-            let explanation = Target::open(pid).and_then(|target| with_threads(&target, depth, Some(budget), 1));
+            let watch = Stopwatch::start(ClockId::CLOCK_THREAD_CPUTIME_ID);
+            let found = with_threads(&target, depth, Some(budget), 1, pages);
             // Nobody waits for it where the recording has ended meanwhile.
-            sender.send(Looked { explanation, took: begin.elapsed() }).unwrap_or_default();
+            sender.send(Looked { found, took: watch.took() }).unwrap_or_default();
         });
         Self { answer }
     }

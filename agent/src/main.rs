@@ -15,7 +15,7 @@ fn main() -> ExitCode {
         }
     };
     match command::run(&cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(ending) => ending.into(),
         Err(error) => {
             anstream::eprintln!("error: {error:#}");
             ExitCode::FAILURE

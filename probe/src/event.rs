@@ -24,6 +24,8 @@ pub enum SampleOrigin {
     Thread,
     /// One of a site of which every allocation is sent; stands for itself.
     Each,
+    /// Took a page fault at `address`; stands for `size` of them.
+    Fault,
 }
 
 /// A `u32` that is no [`SampleOrigin`].
@@ -40,6 +42,7 @@ impl TryFrom<u32> for SampleOrigin {
             3 => Ok(Self::Mapping),
             4 => Ok(Self::Thread),
             5 => Ok(Self::Each),
+            6 => Ok(Self::Fault),
             _ => Err(UnknownSampleOrigin(value)),
         }
     }
@@ -51,15 +54,15 @@ impl TryFrom<u32> for SampleOrigin {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, NoUninit, AnyBitPattern)]
 pub struct SampleHeader {
-    /// The site (not for [`SampleOrigin::Mapping`]).
+    /// The site (not for [`SampleOrigin::Mapping`], [`SampleOrigin::Thread`] and [`SampleOrigin::Fault`]).
     pub site: SiteKey,
-    /// The mapping event's `sequence`, the block's `allocated_at`, or the id of a new thread.
+    /// The mapping event's `sequence`, the block's `allocated_at`, the id of a new thread, or when a fault was taken.
     pub sequence: u64,
-    /// Address of the block (not for [`SampleOrigin::Mapping`]).
+    /// Address of the block, or of the fault (not for [`SampleOrigin::Mapping`]).
     pub address: u64,
-    /// Bytes of the allocation.
+    /// Bytes of the allocation, or the number of faults.
     pub size: u64,
-    /// The stack's key in the map `STACKS`. 0: see the image.
+    /// The stack's key in the map `STACKS`. 0: see the image; where a fault has none, it is not known.
     pub stack: u64,
     /// Thread id in the initial pid namespace.
     pub thread: u32,

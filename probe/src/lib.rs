@@ -6,6 +6,7 @@
 #![cfg_attr(not(test), no_std)]
 
 mod event;
+mod pace;
 mod site;
 mod stack;
 mod unwind;
@@ -14,6 +15,7 @@ pub use event::{
     COMMAND_BYTES, MappingEvent, MappingKind, STACK_BYTES, SampleHeader, SampleOrigin, StackImage, UnknownMappingKind,
     UnknownSampleOrigin,
 };
+pub use pace::Pace;
 pub use site::{Block, Call, Function, Return, Site, SiteKey, UnknownFunction};
 pub use stack::{
     ERLANG_WORDS, ErlangEnd, ErlangOffsets, MODULES, Module, NATIVE_FRAMES, PLACES, ROWS_PER_CHUNK, STACK_WORDS,
@@ -24,7 +26,7 @@ pub use unwind::{Row, Rule, RuleKind, UnknownRuleKind};
 use bytemuck::{AnyBitPattern, NoUninit};
 
 /// Changes whenever a type of this crate or its meaning changes. The agent refuses an object of another version.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Name of the ELF section that holds an object's [`Contract`].
 pub const CONTRACT_SECTION: &str = "beamscope.contract";
@@ -55,13 +57,18 @@ pub enum Architecture {
 pub struct Control {
     /// 1 between the moment when all probes are attached and the moment before the first is detached.
     pub recording: u32,
-    /// Thread group id, in the initial pid namespace, whose system calls the tracepoints follow. 0: none.
+    /// Thread group id, in the initial pid namespace, whose system calls and page faults are followed. 0: none.
     pub target: u32,
     /// Stacks that are captured for each site before sampling decides alone.
     pub introductions: u32,
     /// Share of each processor's time, in 1/1024, that walking the stack of every allocation may take. Beyond it, byte
     /// sampling chooses the stacks that are walked.
     pub walk_share: u32,
+    /// Share of each processor's time, in 1/65536, that looking at page faults may take. Beyond it, some are chosen that
+    /// stand for the others.
+    pub fault_share: u32,
+    /// Keeps the next word at a multiple of 8.
+    pub reserved: u32,
     /// The table of modules in use: its generation in the upper half, whose lowest bit says which half of the map
     /// `MODULES` it is in, and in the lower half its length.
     pub modules: u64,
@@ -125,6 +132,12 @@ pub enum Counter {
     UnwalkedAllocations,
     /// Blocks of the VM's interfaces for native code that were not followed because where they begin was not found.
     UnlocatedVmBlocks,
+    /// Page faults of the process.
+    PageFaults,
+    /// Page faults whose stack was looked for.
+    SampledFaults,
+    /// Time that this took, in nanoseconds.
+    FaultNanoseconds,
 }
 
 impl Counter {
@@ -153,6 +166,9 @@ impl Counter {
             Self::WalkNanoseconds => "walk_nanoseconds",
             Self::UnwalkedAllocations => "unwalked_allocations",
             Self::UnlocatedVmBlocks => "unlocated_vm_blocks",
+            Self::PageFaults => "page_faults",
+            Self::SampledFaults => "sampled_faults",
+            Self::FaultNanoseconds => "fault_nanoseconds",
         }
     }
 
@@ -167,11 +183,14 @@ impl Counter {
                 | Self::WalkedFrames
                 | Self::WalkNanoseconds
                 | Self::UnwalkedAllocations
+                | Self::PageFaults
+                | Self::SampledFaults
+                | Self::FaultNanoseconds
         )
     }
 
     /// All counters, in the order of their discriminants.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 25] = [
         Self::FailedAllocations,
         Self::UnknownFrees,
         Self::LiveTableFull,
@@ -194,11 +213,14 @@ impl Counter {
         Self::WalkNanoseconds,
         Self::UnwalkedAllocations,
         Self::UnlocatedVmBlocks,
+        Self::PageFaults,
+        Self::SampledFaults,
+        Self::FaultNanoseconds,
     ];
 }
 
 const _: () = assert!(size_of::<Contract>() == 8);
-const _: () = assert!(size_of::<Control>() == 72);
+const _: () = assert!(size_of::<Control>() == 80);
 
 #[cfg(test)]
 mod tests {

@@ -2,7 +2,7 @@
 //!
 //! The functions here are only entry points: each takes its arguments out of the registers or the tracepoint record.
 //! `allocation` holds what a call means for the tables, `mapping` what it means for the address space, `vm` what native
-//! code asks the VM for. `walk` walks stacks, with `lookup` for unwind rules, `erlang` for the Erlang process on the
+//! code asks the VM for, `fault` who touches memory first. `walk` walks stacks, with `lookup` for unwind rules, `erlang` for the Erlang process on the
 //! thread and `keep` for each stack once; `sample` chooses stacks and copies them where they cannot be walked. `maps` are
 //! the tables themselves.
 #![no_std]
@@ -14,12 +14,13 @@
 mod program;
 
 use aya_ebpf::{
-    macros::{tracepoint, uprobe, uretprobe},
-    programs::{ProbeContext, RetProbeContext, TracePointContext},
+    macros::{perf_event, tracepoint, uprobe, uretprobe},
+    programs::{PerfEventContext, ProbeContext, RetProbeContext, TracePointContext},
 };
 use beamscope_probe::{ABI_VERSION, Architecture, CONTRACT_SECTION, Contract, Counter, Function};
 use program::{
     allocation::{self, Request},
+    fault,
     mapping::{self, MappingRequest},
     maps::{count, recording},
     registers::Registers,
@@ -392,6 +393,20 @@ fn task_newtask(ctx: TracePointContext) -> u32 {
 #[tracepoint]
 fn task_newtask_walking(ctx: TracePointContext) -> u32 {
     new_task::<true>(&ctx)
+}
+
+/// The software event `PERF_COUNT_SW_PAGE_FAULTS`.
+#[perf_event]
+fn page_fault(ctx: PerfEventContext) -> u32 {
+    fault::taken::<false>(&ctx);
+    0
+}
+
+/// As `page_fault`, where the kernel has `bpf_loop`.
+#[perf_event]
+fn page_fault_walking(ctx: PerfEventContext) -> u32 {
+    fault::taken::<true>(&ctx);
+    0
 }
 
 #[cfg(bpf_target_arch = "x86_64")]

@@ -111,6 +111,10 @@ fn usage() {
         &["record", "1", "-o", "a", "--sample-bytes", "0"],
         &["record", "1", "-o", "a", "--max-live", "0"],
         &["record", "1"],
+        &["record", "1", "-o", "a", "--fail-on", "any>1MiB/s"],
+        &["report", "node.bscope", "--fail-on", "leak"],
+        &["explain", "1", "--fail-on", "native_leak>1MiB"],
+        &["ps", "--format", "markdown"],
     ] {
         let assert = beamscope(folder.path()).args(arguments).assert().code(2).stdout_eq("");
         let message = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();

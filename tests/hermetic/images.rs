@@ -39,6 +39,15 @@ fn check_identities(explanation: &Explanation) {
         }
         assert!(facts.resident_free <= facts.resident, "{facts:#?}");
         assert!(facts.lazily_freed <= facts.resident_free, "{facts:#?}");
+        let pinned = &facts.pinned;
+        assert!(pinned.resident_free <= facts.resident_free, "{facts:#?}");
+        assert!(pinned.walked <= pinned.carriers && pinned.carriers <= pinned.blocks, "{facts:#?}");
+        let held = pinned.carriers + facts.empty.carriers;
+        assert!(held <= facts.mbcs.carriers + facts.pool.carriers, "{facts:#?}");
+        if pinned.walked == pinned.carriers {
+            let sizes = pinned.sizes.iter().fold((0, 0), |sum, (_, blocks, bytes)| (sum.0 + blocks, sum.1 + bytes));
+            assert_eq!(sizes, (pinned.blocks, pinned.block_bytes), "{facts:#?}");
+        }
     }
 }
 
@@ -78,6 +87,14 @@ fn the_report_of_each_release() {
         let run = beamscope(folder.path()).args(arguments).assert().success();
         run.stdout_eq(snapshot(&format!("otp-{release}.txt"))).stderr_eq("");
     }
+}
+
+#[test]
+fn a_look_as_markdown() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = path("27");
+    let arguments = ["explain", "--quiet", "--format", "markdown", &file.to_string_lossy()];
+    beamscope(folder.path()).args(arguments).assert().success().stdout_eq(snapshot("otp-27.md.txt")).stderr_eq("");
 }
 
 #[test]
@@ -123,18 +140,28 @@ fn the_json_has_all_keys_of_the_schema() {
     let run = beamscope(folder.path()).args(arguments).assert().success();
     let json: Value = serde_json::from_slice(&run.get_output().stdout).expect("JSON");
     let schema = [
-        ("", "schema node interval rss allocators libc tags sites verdicts losses cost defects"),
+        (
+            "",
+            "schema node interval rss allocators libc tags vm limits sites verdicts thresholds blind losses cost defects",
+        ),
         ("/node", "pid name otp_release erts_version emulator arch libc kernel container"),
-        ("/interval", "start_unix seconds snapshots mode"),
+        ("/interval", "start_unix seconds snapshots mode followed_seconds"),
         ("/rss", "total pss anon file shmem swap owners unattributed"),
         ("/rss/owners/0", "owner bytes growth_per_s"),
         (
             "/allocators/0",
             "allocator instance carriers carrier_bytes block_bytes blocks free_bytes resident_free_bytes \
-             largest_free_block pooled_carriers utilisation",
+             largest_free_block pooled_carriers utilisation pinned empty_carriers",
         ),
+        (
+            "/allocators/0/pinned",
+            "carriers carrier_bytes resident_free_bytes blocks block_bytes walked_carriers block_sizes kinds",
+        ),
+        ("/vm", "processes ports atoms"),
         ("/allocators/0/carriers", "multi single"),
         ("/libc", "arenas system_bytes in_use_bytes free_bytes resident_free_bytes mmapped_bytes"),
+        ("/cost", "node_cpu_share events_per_s budget steps"),
+        ("/verdicts/6", "id answer confidence bytes growth_per_s subject summary evidence next"),
         ("/tags/0", "origin type blocks bytes growth_per_s"),
     ];
     for (at, expected) in schema {

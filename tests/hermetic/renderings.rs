@@ -1,5 +1,6 @@
 //! What the commands print.
 
+use beamscope::{judge::Answer, report::Report};
 use snapbox::assert_data_eq;
 
 use crate::{beamscope, folder_with, sample, snapshot};
@@ -38,6 +39,38 @@ fn report_in_colour() {
 #[test]
 fn report_as_json() {
     check(&["report", "node.bscope", "--format", "json"], "report.json.txt");
+}
+
+#[test]
+fn report_as_markdown() {
+    check(&["report", "node.bscope", "--format", "markdown"], "report.md.txt");
+}
+
+#[test]
+fn a_verdict_that_was_named_is_the_exit_code() {
+    let recording = sample::recording();
+    let folder = folder_with(&recording);
+    let report = Report::new(&recording);
+    let run = |fail_on: &str| {
+        let arguments = ["report", "node.bscope", "--quiet", "--fail-on", fail_on];
+        let assert = beamscope(folder.path()).args(arguments).assert();
+        let output = assert.get_output().clone();
+        assert!(output.stdout.starts_with(b"Memory of shop@db1.example"), "the report is printed all the same");
+        (output.status.code(), String::from_utf8(output.stderr).expect("is UTF-8"))
+    };
+    let code = |is_confirmed: bool| Some(if is_confirmed { 3 } else { 0 });
+    for verdict in &report.verdicts {
+        let is_confirmed = verdict.answer == Answer::Confirmed;
+        let (found, errors) = run(verdict.id.name());
+        assert_eq!(found, code(is_confirmed), "{}", verdict.id);
+        let line = format!("--fail-on: {} is confirmed: ", verdict.id);
+        assert_eq!(errors.lines().filter(|at| at.starts_with(&line)).count(), usize::from(is_confirmed), "{errors}");
+        assert_eq!(errors.lines().count(), usize::from(is_confirmed), "{errors}");
+    }
+    let confirmed = report.verdicts.iter().filter(|verdict| verdict.answer == Answer::Confirmed).count();
+    let (found, errors) = run("any");
+    assert_eq!((found, errors.lines().count()), (code(confirmed > 0), confirmed), "{errors}");
+    assert_eq!(run("native_leak>1GiB/s,vm_growth>1GiB/s,fragmentation>1024GiB").0, Some(0));
 }
 
 #[test]

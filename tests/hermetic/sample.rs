@@ -3,10 +3,20 @@
 use std::collections::BTreeMap;
 
 use beamscope::{
-    erts::thread::ThreadKind,
+    erts::{
+        alloc::{Depth, tally::Sizes},
+        thread::ThreadKind,
+    },
+    explain::{
+        model::{DepthReached, Explanation, InstanceFacts, Owned, Tagged, Walked},
+        owner::Owner,
+    },
     ledger::{Series, Survivors},
     mapping::{Address, Mappings},
-    recording::{Asked, CarrierSeen, Cost, Emulator, Ended, Interval, Mode, Node, Probe, Recording, Site, Snapshot},
+    recording::{
+        Asked, CarrierSeen, Cost, Emulator, Ended, FaultSite, Interval, Look, Mode, Node, Probe, Recording, Site,
+        Snapshot,
+    },
     stack::{Frame, FrameKind, Stack, StackEnd},
 };
 
@@ -17,17 +27,7 @@ const SECONDS: f64 = 60.0;
 pub(crate) fn recording() -> Recording {
     Recording {
         beamscope: "0.1.0".into(),
-        node: Node {
-            pid: 4242,
-            name: Some("shop@db1.example".into()),
-            otp_release: Some("27".into()),
-            erts_version: Some("15.2.7".into()),
-            emulator: Some(Emulator::Jit),
-            arch: "x86_64".into(),
-            libc: Some("glibc".into()),
-            kernel: "6.12.0".into(),
-            container: None,
-        },
+        node: node(),
         interval: Interval {
             start_unix: 1_767_225_600,
             seconds: SECONDS,
@@ -36,7 +36,7 @@ pub(crate) fn recording() -> Recording {
             ended: Ended::Duration,
         },
         snapshots: vec![snapshot(0.0, 180 * MIB), snapshot(SECONDS, 812 * MIB)],
-        looks: Vec::new(),
+        looks: vec![look(0.0, [12, 60, 9]), look(SECONDS, [588, 96, 17])],
         mappings: Mappings::default(),
         sites: sites(),
         carriers: vec![
@@ -44,7 +44,22 @@ pub(crate) fn recording() -> Recording {
             CarrierSeen { site: 3, allocator: "binary_alloc".into(), bytes: 8 * MIB },
             CarrierSeen { site: 3, allocator: "ets_alloc".into(), bytes: 8 * MIB },
         ],
-        faults: Vec::new(),
+        faults: vec![FaultSite {
+            stack: Stack {
+                frames: vec![
+                    frame("libc.so.6", "memset", None),
+                    frame("leaky.so", "leak_block", Some(("/build/leaky/c_src/leaky.c", 43))),
+                    erlang("thumbnails", "scale/2", None),
+                ],
+                end: StackEnd::Erlang,
+            },
+            owner: Some(Owner::NativeUsed),
+            thread: Some(kind("erts_sched_1")),
+            threads: vec!["erts_sched_1".into()],
+            faults: 130_000,
+            bytes: 508 * MIB,
+            sampled: 650,
+        }],
         blind: Vec::new(),
         cost: Cost { budget: None, node_seconds: Some(1.5), steps: Vec::new() },
         losses: BTreeMap::from([("lost_samples".into(), 12), ("missed_frees".into(), 3)]),
@@ -58,6 +73,20 @@ pub(crate) fn recording() -> Recording {
         probes: vec![Probe { place: "malloc in libc.so.6".into(), emulated: true }],
         notes: vec!["malloc and free are followed in libc.so.6, one probe each for entry and return".into()],
         defects: vec!["libcrypto.so.3 has no symbols; its frames are shown as offsets".into()],
+    }
+}
+
+fn node() -> Node {
+    Node {
+        pid: 4242,
+        name: Some("shop@db1.example".into()),
+        otp_release: Some("27".into()),
+        erts_version: Some("15.2.7".into()),
+        emulator: Some(Emulator::Jit),
+        arch: "x86_64".into(),
+        libc: Some("glibc".into()),
+        kernel: "6.12.0".into(),
+        container: None,
     }
 }
 
@@ -210,5 +239,61 @@ fn snapshot(at: f64, rss: u64) -> Snapshot {
         shmem: 0,
         swap: 0,
         lazy_free: 2 * MIB,
+    }
+}
+
+/// A look that finds so many MiB of malloc'ed memory, of blocks in `ets_alloc`, which has a third of them free beside them,
+/// and of freed memory that libc keeps.
+fn look(at: f64, [native, ets, retained]: [u64; 3]) -> Look {
+    let owners = [
+        (Owner::NativeUsed, native * MIB),
+        (Owner::VmUsed("ets_alloc".into()), ets * MIB),
+        (Owner::VmUnused("ets_alloc".into()), ets * MIB / 3),
+        (Owner::NativeRetained, retained * MIB),
+        (Owner::Files("beam.smp".into()), 40 * MIB),
+        (Owner::VmCode, 38 * MIB),
+        (Owner::Stacks, MIB),
+    ];
+    let mut owners = owners.map(|(owner, bytes)| Owned { owner, bytes }).to_vec();
+    owners.sort_by_key(|owned| std::cmp::Reverse(owned.bytes));
+    let resident = owners.iter().map(|owned| owned.bytes).sum::<u64>();
+    let carriers = Walked { carriers: 12, carrier_bytes: ets * MIB * 4 / 3, blocks: Some((90_000, ets * MIB)) };
+    let ets_alloc = InstanceFacts {
+        allocator: "ets_alloc".into(),
+        number: 3,
+        instance: 1,
+        mbcs: carriers,
+        sbcs: Walked::none(),
+        pool: Walked::none(),
+        dying: Walked::none(),
+        free_bytes: ets * MIB / 3,
+        free_blocks: Some(4000),
+        largest_free_block: Some(300 * KIB),
+        resident: ets * MIB * 4 / 3,
+        resident_free: ets * MIB / 3,
+        ..InstanceFacts::default()
+    };
+    let tag = |origin: &str, kind: &str, blocks, bytes| Tagged {
+        origin: Some(origin.into()),
+        kind: Some(kind.into()),
+        blocks,
+        bytes,
+        sizes: Sizes::default(),
+    };
+    Look {
+        at,
+        explanation: Explanation {
+            node: node(),
+            taken_unix: 1_767_225_600,
+            figures: snapshot(at, resident),
+            resident,
+            depth: DepthReached { asked: Depth::Full, reached: Depth::Full, carriers: 12, walked: 12, gone: 0 },
+            owners,
+            instances: vec![ets_alloc],
+            tags: vec![tag("prim_file", "drv_binary", 12, 280 * KIB), tag("leaky", "nif_internal", 3, 262)],
+            untagged: vec!["ets_alloc".into()],
+            threads: 24,
+            ..Explanation::default()
+        },
     }
 }

@@ -58,6 +58,10 @@ pub(super) fn findings(features: &KernelFeatures, node: Option<&NodeAccess>) -> 
         Finding::of("uprobes", &features.uprobes)
             .needed()
             .without("nothing can be recorded", "use a kernel with CONFIG_UPROBE_EVENTS"),
+        Finding::of("page faults", &page_faults(features)).without(
+            "who is first to touch new memory (--mode growth, and a part of --mode auto)",
+            same_or("run beamscope on the host, or in a container with --pid=host", &features.programs),
+        ),
         tracefs(features),
         Finding::of("registers at system calls", &features.task_registers).without(
             "mmap is followed in the C library and not at the system call: callers that go around it are not seen",
@@ -160,6 +164,14 @@ fn tracefs(features: &KernelFeatures) -> Finding {
     }
 }
 
+fn page_faults(features: &KernelFeatures) -> Fact {
+    match (&features.perf_programs, &features.initial_pid_namespace) {
+        (Ok(true), Ok(true)) => Ok(true),
+        (Ok(false), _) | (_, Ok(false)) => Ok(false),
+        (Err(reason), _) | (_, Err(reason)) => Err(reason.clone()),
+    }
+}
+
 fn memory_of_others(features: &KernelFeatures, capabilities: Capabilities) -> Fact {
     features.capabilities.clone()?;
     Ok(capabilities.sys_ptrace)
@@ -200,6 +212,7 @@ pub(super) mod tests {
     pub(in crate::command) fn everything() -> KernelFeatures {
         KernelFeatures {
             programs: Ok(true),
+            perf_programs: Ok(true),
             ring_buffer: Ok(true),
             uprobes: Ok(true),
             perf_event_paranoid: Ok(2),
@@ -220,6 +233,7 @@ pub(super) mod tests {
     pub(in crate::command) fn nothing() -> KernelFeatures {
         KernelFeatures {
             programs: Ok(false),
+            perf_programs: Ok(false),
             ring_buffer: Ok(false),
             tracefs: Ok(Tracefs::Mounted("/sys/kernel/tracing".into())),
             syscall_tracepoints: Err("permission denied".to_owned()),

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::diagnosis::{Answer, Finding, NodeAccess, can_record, findings};
 use crate::{
-    cli::{Common, DoctorArgs, ReportFormat},
+    cli::{Common, DoctorArgs, ListFormat},
     kernel::features::{Fact, KernelFeatures},
     output,
     target::{
@@ -45,8 +45,8 @@ pub(super) fn run(args: &DoctorArgs, common: Common) -> anyhow::Result<()> {
     };
     let examination = Examination::new(kernel, node, no_node);
     let text = match args.format {
-        ReportFormat::Json => examination.json()?,
-        ReportFormat::Text => examination.text(),
+        ListFormat::Json => examination.json()?,
+        ListFormat::Text => examination.text(),
     };
     output::print(&text, common.color.into())?;
     if examination.can_record { Ok(()) } else { bail!("nothing can be recorded here; the table says why") }

@@ -9,15 +9,20 @@ use std::{
 
 use anyhow::{Context as _, bail};
 
+use super::ending::{Ending, ending};
 use crate::{
     cli::{Common, ExplainArgs, ExplainDepth, ReportFormat},
     erts::alloc::{Depth, Effort},
     explain::{self, model::Explanation},
     image::Image,
+    judge::{self, Case},
     look,
     output::Output,
-    recording::Recording,
-    report::memory::{json, text},
+    recording::{Look, Recording},
+    report::{
+        markdown,
+        memory::{json, text},
+    },
     stored,
     target::{core_dump, find, view},
 };
@@ -25,8 +30,8 @@ use crate::{
 /// What every ELF file begins with.
 const ELF: &[u8] = b"\x7fELF";
 
-pub(super) fn run(args: &ExplainArgs, common: Common) -> anyhow::Result<()> {
-    let ExplainArgs { target, writing, save_image, force, .. } = args;
+pub(super) fn run(args: &ExplainArgs, common: Common) -> anyhow::Result<Ending> {
+    let ExplainArgs { target, writing, save_image, fail_on, force, .. } = args;
     // A bad path must be known before the node is looked at.
     let image = save_image.as_deref().map(|path| Output::create(path, *force)).transpose()?;
     let begin = Instant::now();
@@ -47,15 +52,19 @@ pub(super) fn run(args: &ExplainArgs, common: Common) -> anyhow::Result<()> {
     if !common.quiet {
         anstream::eprintln!("looked for {:.2} s", begin.elapsed().as_secs_f64());
     }
+    let look = Look { at: 0.0, explanation };
+    let (explanation, verdicts) = (&look.explanation, judge::judge(&Case::of_look(&look)));
     let rendered = match writing.format {
-        ReportFormat::Json => json::render(&explanation),
+        ReportFormat::Json => json::render(explanation, &verdicts),
+        ReportFormat::Markdown => markdown::of_look(explanation, &verdicts, writing.markdown()),
         ReportFormat::Text => {
             let defaults = text::Options::default();
             let options = text::Options { top: writing.top.unwrap_or(defaults.top), units: writing.units() };
-            text::render(&explanation, options)
+            text::render(explanation, &verdicts, options)
         }
     };
-    writing.write(&rendered, *force, common)
+    writing.write(&rendered, *force, common)?;
+    Ok(ending(fail_on, &verdicts))
 }
 
 /// A file is meant, and not a node: a number is a pid, whatever lies in the folder.

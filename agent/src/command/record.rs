@@ -10,12 +10,14 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep_until},
 };
 
+use super::ending::{Ending, ending};
 use crate::{
     cli::{Common, RecordArgs},
     kernel::features::KernelFeatures,
     output::Output,
     recorder::{Options, Recorder},
     recording::Ended,
+    report::{Report, verdict},
     stored,
     target::find,
 };
@@ -26,7 +28,7 @@ const POLL_EVERY: Duration = Duration::from_millis(20);
 const OBSERVE_EVERY: Duration = Duration::from_secs(1);
 
 /// Records until the time is over, the user stops it or the node exits; always writes the file.
-pub(super) fn run(args: &RecordArgs, common: Common) -> anyhow::Result<()> {
+pub(super) fn run(args: &RecordArgs, common: Common) -> anyhow::Result<Ending> {
     let quiet = common.quiet;
     // A bad path must be known before the node is touched.
     let output = Output::create(&args.output, args.force)?;
@@ -34,6 +36,7 @@ pub(super) fn run(args: &RecordArgs, common: Common) -> anyhow::Result<()> {
     let options = Options {
         mode: args.mode.into(),
         budget: args.budget,
+        duration: Some(args.duration),
         sample_interval: args.sample_bytes,
         live_blocks: args.max_live,
         no_tracepoints: args.no_tracepoints,
@@ -63,8 +66,10 @@ pub(super) fn run(args: &RecordArgs, common: Common) -> anyhow::Result<()> {
         progress.set_message("taking the probes away");
         drop(recorder);
         progress.finish_and_clear();
-        say(format!("wrote {0}; `beamscope report {0}` shows it", args.output.display()));
-        Ok(())
+        let verdicts = Report::new(&recording).verdicts;
+        say(verdict::text::brief(&verdicts).trim_end().to_owned());
+        say(format!("wrote {0}; `beamscope report {0}` shows the evidence", args.output.display()));
+        Ok(ending(&args.fail_on, &verdicts))
     })
 }
 

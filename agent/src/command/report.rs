@@ -4,26 +4,29 @@ use std::{fs::File, path::Path};
 
 use anyhow::Context as _;
 
+use super::ending::{Ending, ending};
 use crate::{
     cli::{Common, ReportArgs, ReportFormat, Writing},
     output::{self, Output},
     recording::Recording,
-    report::{Report, json, text, unit::Units},
+    report::{Report, json, markdown, text, unit::Units},
     stored,
 };
 
-pub(super) fn run(args: &ReportArgs, common: Common) -> anyhow::Result<()> {
-    let ReportArgs { file, writing, force } = args;
+pub(super) fn run(args: &ReportArgs, common: Common) -> anyhow::Result<Ending> {
+    let ReportArgs { file, writing, fail_on, force } = args;
     let recording = read(file)?;
     let report = Report::new(&recording);
     let rendered = match writing.format {
         ReportFormat::Json => json::render(&report, writing.top),
+        ReportFormat::Markdown => markdown::of_recording(&report, writing.markdown()),
         ReportFormat::Text => {
             let defaults = text::Options::default();
             text::render(&report, text::Options { top: writing.top.unwrap_or(defaults.top), units: writing.units() })
         }
     };
-    writing.write(&rendered, *force, common)
+    writing.write(&rendered, *force, common)?;
+    Ok(ending(fail_on, &report.verdicts))
 }
 
 /// Reads the recording at `path`.
@@ -35,6 +38,11 @@ pub(super) fn read(path: &Path) -> anyhow::Result<Recording> {
 impl Writing {
     pub(super) fn units(&self) -> Units {
         if self.bytes { Units::Exact } else { Units::Iec }
+    }
+
+    pub(super) fn markdown(&self) -> markdown::Options {
+        let defaults = markdown::Options::default();
+        markdown::Options { top: self.top.unwrap_or(defaults.top), units: self.units() }
     }
 
     /// Writes the report to where it was asked for.

@@ -6,6 +6,7 @@ use super::{
     claims::Claims,
     model::{LibcFacts, Owned, Place},
     owner::Owner,
+    whose::Pages,
 };
 use crate::{
     erts::{alloc::CarrierFound, mmapper::SuperCarrier},
@@ -31,6 +32,7 @@ pub(super) struct Account<'a> {
     unattributed: u64,
     unowned: Vec<Place>,
     mapped: Vec<Place>,
+    pages: Pages,
     /// Whether all of the VM's and of libc's memory was found. If not, what is left over may be theirs.
     pub(super) complete: bool,
 }
@@ -43,10 +45,12 @@ pub(super) struct Closed {
     pub(super) unowned: Vec<Place>,
     pub(super) mapped: Vec<Place>,
     pub(super) counted_twice: u64,
+    pub(super) pages: Pages,
 }
 
 impl<'a> Account<'a> {
-    pub(super) fn new(view: &'a ProcessView) -> Self {
+    /// An empty one; `pages` are asked about.
+    pub(super) fn new(view: &'a ProcessView, pages: Pages) -> Self {
         Self {
             view,
             claims: Claims::default(),
@@ -54,6 +58,7 @@ impl<'a> Account<'a> {
             unattributed: 0,
             unowned: Vec::new(),
             mapped: Vec::new(),
+            pages,
             complete: true,
         }
     }
@@ -68,6 +73,7 @@ impl<'a> Account<'a> {
     /// Claims `range` for `owner`; returns the resident bytes that it got.
     fn claim(&mut self, range: Range<u64>, owner: Owner) -> u64 {
         let granted = self.claims.claim(range);
+        granted.iter().for_each(|part| self.pages.give(part, &owner));
         let bytes = granted.iter().map(|part| self.view.resident.bytes_in(part)).sum();
         self.give(owner, bytes);
         bytes
@@ -78,6 +84,10 @@ impl<'a> Account<'a> {
         let range = carrier.range();
         let resident = self.view.resident.bytes_in(&range);
         self.claims.claim(range.clone());
+        // Literals are a part of the code that refers to them.
+        let user = if allocator == "literal_alloc" { Owner::VmCode } else { Owner::VmUsed(allocator.to_owned()) };
+        // Where blocks and free space change from moment to moment, it is the carrier that matters.
+        self.pages.give(&range, &user);
         let split = Split::of(carrier, resident);
         let Some(Split { used, unused, overhead }) = split else {
             self.unattributed = self.unattributed.saturating_add(resident);
@@ -86,8 +96,6 @@ impl<'a> Account<'a> {
             return;
         };
         let lazily_freed = lazily_freed.min(unused);
-        // Literals are a part of the code that refers to them.
-        let user = if allocator == "literal_alloc" { Owner::VmCode } else { Owner::VmUsed(allocator.to_owned()) };
         self.give(user, used);
         self.give(Owner::VmUnused(allocator.to_owned()), unused - lazily_freed);
         self.give(Owner::VmLazyfree, lazily_freed);
@@ -210,6 +218,7 @@ impl<'a> Account<'a> {
     fn rest(&mut self, range: Range<u64>, owner: &Owner) {
         let is_mapped = *owner == Owner::NativeMapped;
         for part in self.claims.claim(range) {
+            self.pages.give(&part, owner);
             let bytes = self.view.resident.bytes_in(&part);
             self.give(owner.clone(), bytes);
             if is_mapped && bytes > 0 {
@@ -230,10 +239,10 @@ impl<'a> Account<'a> {
     }
 
     fn finish(self, counted_twice: u64) -> Closed {
-        let Self { owned, unattributed, unowned, mapped, .. } = self;
+        let Self { owned, unattributed, unowned, mapped, pages, .. } = self;
         let mut owners: Vec<_> = owned.into_iter().map(|(owner, bytes)| Owned { owner, bytes }).collect();
         owners.sort_by(|one, other| other.bytes.cmp(&one.bytes).then_with(|| one.owner.cmp(&other.owner)));
-        Closed { owners, unattributed, unowned: largest(unowned), mapped: largest(mapped), counted_twice }
+        Closed { owners, unattributed, unowned: largest(unowned), mapped: largest(mapped), counted_twice, pages }
     }
 }
 

@@ -13,6 +13,7 @@ pub mod owner;
 mod pinned;
 mod tables;
 mod tags;
+pub mod whose;
 
 use std::collections::BTreeMap;
 
@@ -30,9 +31,20 @@ use crate::{
 };
 use account::Account;
 use model::{DepthReached, Explanation, InstanceFacts, LibcFacts, MsegFacts, SuperCarrierFacts, Walked};
+use whose::{Owners, Pages};
 
 /// Explains the memory of the process that `view` is of.
 pub fn explain<M: ReadMemory + Sync + ?Sized>(view: &ProcessView, memory: &M, effort: &Effort<'_>) -> Explanation {
+    explain_and_ask(view, memory, effort, Pages::default()).0
+}
+
+/// Explains the memory of the process that `view` is of, and says whose the pages are that are asked about.
+pub fn explain_and_ask<M: ReadMemory + Sync + ?Sized>(
+    view: &ProcessView,
+    memory: &M,
+    effort: &Effort<'_>,
+    pages: Pages,
+) -> (Explanation, Owners) {
     let mut explanation = Explanation {
         node: view.node.clone(),
         taken_unix: view.taken_unix,
@@ -44,7 +56,7 @@ pub fn explain<M: ReadMemory + Sync + ?Sized>(view: &ProcessView, memory: &M, ef
         defects: view.defects.clone(),
         ..Explanation::default()
     };
-    let mut account = Account::new(view);
+    let mut account = Account::new(view, pages);
     let survey = match alloc::survey(view, memory, effort) {
         Ok(survey) => Some(survey),
         Err(error) => {
@@ -85,7 +97,7 @@ pub fn explain<M: ReadMemory + Sync + ?Sized>(view: &ProcessView, memory: &M, ef
     explanation.mapped = closed.mapped;
     explanation.counted_twice = closed.counted_twice;
     remarks(view, &mut explanation);
-    explanation
+    (explanation, closed.pages.owners(&view.resident))
 }
 
 /// The carriers, in the account and by instance.

@@ -287,6 +287,13 @@ pub struct LibcFacts {
     pub resident_free: u64,
 }
 
+impl Explanation {
+    /// Whether carriers were looked at. Else no owner is known, and what is not known is not 0.
+    pub fn knows_owners(&self) -> bool {
+        self.depth.reached > Depth::Counters && !self.owners.is_empty()
+    }
+}
+
 impl InstanceFacts {
     /// Carriers in its hands, in the pool, and about to go, with their blocks where those of all are known.
     pub fn all(&self) -> Walked {

@@ -8,6 +8,7 @@
 //! * headers of carriers and of blocks, the size at the end of a free block, and allocation tags; not the contents of
 //!   blocks: no term, no binary, no row of a table, no message;
 //! * headers of the C library's chunks with the links of free ones, and heads of threads' descriptors;
+//! * the slots of the tables of processes and of ports, and the identifier of each of these;
 //! * the text of the atoms that are the names in allocation tags, and names of allocators and allocation types.
 
 mod memory;

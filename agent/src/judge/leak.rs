@@ -142,7 +142,8 @@ impl Group {
             return Finding::Suspect(trend, "there are too few blocks to see whether they stay for good");
         }
         if evenness >= EVEN_AGES.value && trend.late >= EVEN_AGES.value {
-            Finding::Leak(trend)
+            // Nearer than the slope where the load is uneven, since a leak begins at nothing.
+            Finding::Leak(Trend { per_second: self.outstanding_bytes as f64 / followed, ..trend })
         } else if evenness < UNEVEN_AGES.value
             && oldest as f64 <= most * UNEVEN_AGES.value
             && trend.late < 2.0 * LEVEL.value

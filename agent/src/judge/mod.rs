@@ -4,6 +4,7 @@
 //! Each question has a module with one function. What counts as much, as steady and as enough stands in [`thresholds`].
 
 mod advice;
+mod condition;
 mod fragmentation;
 mod leak;
 mod libc_retention;
@@ -11,13 +12,15 @@ mod limits;
 mod native_leak;
 mod nif_leak;
 mod reclaimable;
-pub mod thresholds;
+mod thresholds;
 mod trend;
 mod verdict;
 mod vm_growth;
 
 use std::collections::BTreeMap;
 
+pub use condition::{Bound, Condition};
+pub use thresholds::Threshold;
 pub use verdict::{Amount, Answer, Confidence, Fact, Verdict, VerdictId};
 
 use crate::{
@@ -28,7 +31,7 @@ use crate::{
 use trend::Point;
 
 /// Everything that there is to judge by: a recording, or one look.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Case<'a> {
     /// The node.
     pub node: &'a Node,
@@ -38,8 +41,8 @@ pub struct Case<'a> {
     pub followed_seconds: f64,
     /// The kernel's figures, in the order of time.
     pub snapshots: &'a [Snapshot],
-    /// Where the resident memory belonged, in the order of time.
-    pub looks: &'a [Look],
+    /// Where the resident memory belonged, in the order of time: the looks that know owners.
+    pub looks: Vec<&'a Look>,
     /// Where the system was asked for memory, and whose that is.
     pub sites: &'a [RankedSite<'a>],
     /// Where native code asked the VM.
@@ -50,6 +53,30 @@ pub struct Case<'a> {
     pub losses: &'a BTreeMap<String, u64>,
     /// What was counted and is no loss, by the counter's name.
     pub counts: &'a BTreeMap<String, u64>,
+}
+
+impl<'a> Case<'a> {
+    /// What there is to judge by after one look.
+    pub fn of_look(look: &'a Look) -> Self {
+        static NOTHING: BTreeMap<String, u64> = BTreeMap::new();
+        Self {
+            node: &look.explanation.node,
+            interval: None,
+            followed_seconds: 0.0,
+            snapshots: &[],
+            looks: Self::with_owners(std::slice::from_ref(look)),
+            sites: &[],
+            vm_api: &[],
+            faults: &[],
+            losses: &NOTHING,
+            counts: &NOTHING,
+        }
+    }
+}
+
+/// The numbers that figures are compared with.
+pub fn thresholds() -> &'static [Threshold] {
+    thresholds::ALL
 }
 
 /// Answers each question, in the order of [`VerdictId::ALL`].
@@ -67,6 +94,11 @@ pub fn judge(case: &Case<'_>) -> Vec<Verdict> {
 }
 
 impl<'a> Case<'a> {
+    /// Those of `looks` that know owners.
+    pub fn with_owners(looks: &'a [Look]) -> Vec<&'a Look> {
+        looks.iter().filter(|look| look.explanation.knows_owners()).collect()
+    }
+
     fn last_look(&self) -> Option<&'a Explanation> {
         self.looks.last().map(|look| &look.explanation)
     }

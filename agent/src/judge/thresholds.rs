@@ -14,7 +14,7 @@ pub struct Threshold {
 }
 
 /// All of them, in the order of the questions.
-pub const ALL: &[Threshold] = &[
+pub(super) const ALL: &[Threshold] = &[
     LEAK_BYTES,
     LEAK_RATE,
     LEAK_BLOCKS,

@@ -137,7 +137,7 @@ impl Fact {
 
 impl Verdict {
     /// A question without an answer.
-    pub(super) fn open(id: VerdictId) -> Self {
+    pub(crate) fn open(id: VerdictId) -> Self {
         Self {
             id,
             answer: Answer::Inconclusive,

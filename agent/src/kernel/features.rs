@@ -25,6 +25,8 @@ pub type Fact = Result<bool, String>;
 pub struct KernelFeatures {
     /// Whether BPF programs for uprobes can be loaded.
     pub programs: Fact,
+    /// Whether BPF programs for perf events can be loaded.
+    pub perf_programs: Fact,
     /// Whether there are ring buffers (Linux 5.8).
     pub ring_buffer: Fact,
     /// Whether uprobes can be made through perf events.
@@ -105,6 +107,7 @@ impl KernelFeatures {
         let tracefs = find_tracefs();
         Self {
             programs: program(is_program_supported(ProgramType::KProbe)),
+            perf_programs: program(is_program_supported(ProgramType::PerfEvent)),
             ring_buffer: map(is_map_supported(MapType::RingBuf)),
             uprobes: exists(Path::new("/sys/bus/event_source/devices/uprobe/type")),
             perf_event_paranoid: number("/proc/sys/kernel/perf_event_paranoid"),

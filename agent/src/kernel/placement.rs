@@ -7,7 +7,9 @@
 //! arguments, the stack pointer and the return address are still where the call put them.
 
 use beamscope_probe::Architecture;
-use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, InstructionInfoFactory, Mnemonic, OpAccess, Register};
+use iced_x86::{
+    Code, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, Register,
+};
 use yaxpeax_arch::{Decoder as _, LengthedInstruction as _, U8Reader};
 use yaxpeax_arm::armv8::a64::{ARMv8, Opcode};
 
@@ -46,13 +48,7 @@ fn place_x86_64(code: &[u8], arguments: usize) -> Placement {
         if instruction.is_invalid() {
             break;
         }
-        let emulated = match instruction.code() {
-            // With another prefix than REX.B, push is not among them.
-            Code::Push_r64 => instruction.len() <= 2,
-            Code::Nopd => instruction.len() == 1,
-            code => code.is_jcc_short_or_near() || code.is_jmp_short_or_near() || code.is_call_near(),
-        };
-        if emulated {
+        if is_emulated_x86_64(&instruction) {
             return Placement { offset: instruction.ip(), emulated: true };
         }
         let passes = instruction.flow_control() == FlowControl::Next
@@ -70,6 +66,67 @@ fn place_x86_64(code: &[u8], arguments: usize) -> Placement {
     Placement::ENTRY
 }
 
+fn is_emulated_x86_64(instruction: &Instruction) -> bool {
+    match instruction.code() {
+        // With another prefix than REX.B, push is not among them.
+        Code::Push_r64 => instruction.len() <= 2,
+        Code::Nopd => instruction.len() == 1,
+        code => code.is_jcc_short_or_near() || code.is_jmp_short_or_near() || code.is_call_near(),
+    }
+}
+
+/// Offset of the first instruction in `code`, the first bytes of a function, that every call of it comes to and that the
+/// kernel carries out by itself, or that it does not.
+pub fn find(architecture: Architecture, code: &[u8], emulated: bool) -> Option<u64> {
+    match architecture {
+        Architecture::X86_64 => {
+            let mut decoder = Decoder::with_ip(64, code, 0, DecoderOptions::NONE);
+            for _ in 0..MAXIMUM_STEPS {
+                let instruction = decoder.decode();
+                let goes_on = instruction.flow_control() == FlowControl::Next;
+                if !instruction.is_invalid() && is_emulated_x86_64(&instruction) == emulated {
+                    return (goes_on || emulated).then_some(instruction.ip());
+                }
+                if !goes_on {
+                    break;
+                }
+            }
+            None
+        }
+        Architecture::Aarch64 => {
+            let decoder = <ARMv8 as yaxpeax_arch::Arch>::Decoder::default();
+            let mut reader = U8Reader::new(code);
+            let mut offset = 0;
+            for _ in 0..MAXIMUM_STEPS {
+                let instruction = decoder.decode(&mut reader).ok()?;
+                if is_emulated_aarch64(instruction.opcode) == emulated {
+                    return Some(offset);
+                }
+                if matches!(instruction.opcode, Opcode::B | Opcode::BL | Opcode::BLR | Opcode::BR | Opcode::RET) {
+                    break;
+                }
+                offset += instruction.len().to_const();
+            }
+            None
+        }
+    }
+}
+
+fn is_emulated_aarch64(opcode: Opcode) -> bool {
+    matches!(
+        opcode,
+        Opcode::CBZ
+            | Opcode::CBNZ
+            | Opcode::TBZ
+            | Opcode::TBNZ
+            | Opcode::Bcc(_)
+            | Opcode::B
+            | Opcode::BL
+            | Opcode::ADR
+            | Opcode::ADRP
+    )
+}
+
 fn place_aarch64(code: &[u8]) -> Placement {
     let decoder = <ARMv8 as yaxpeax_arch::Arch>::Decoder::default();
     let mut reader = U8Reader::new(code);
@@ -78,15 +135,7 @@ fn place_aarch64(code: &[u8]) -> Placement {
         let Ok(instruction) = decoder.decode(&mut reader) else { break };
         let length = instruction.len().to_const();
         match instruction.opcode {
-            Opcode::CBZ
-            | Opcode::CBNZ
-            | Opcode::TBZ
-            | Opcode::TBNZ
-            | Opcode::Bcc(_)
-            | Opcode::B
-            | Opcode::BL
-            | Opcode::ADR
-            | Opcode::ADRP => return Placement { offset, emulated: true },
+            opcode if is_emulated_aarch64(opcode) => return Placement { offset, emulated: true },
             // BTI and NOP are hints.
             Opcode::HINT => offset += length,
             _ => break,
@@ -133,6 +182,21 @@ mod tests {
         check(&[0x66, 0x55], 1, 0, false); // push bp
         check(&[0x06], 1, 0, false); // no instruction
         check(&[], 1, 0, false);
+    }
+
+    #[test]
+    fn instructions_of_both_kinds_are_found_before_the_code_branches() {
+        let check = |code: &[u8], emulated, offset| assert_eq!(find(Architecture::X86_64, code, emulated), offset);
+        let prologue = [0x48, 0x83, 0xec, 0x18, 0x55, 0xc3]; // sub rsp, 24; push rbp; ret
+        check(&prologue, false, Some(0));
+        check(&prologue, true, Some(4));
+        check(&[0x55, 0x90, 0x48, 0x89, 0xf8], false, Some(2)); // push rbp; nop; mov rax, rdi
+        check(&[0xe8, 0, 0, 0, 0, 0x48, 0x89, 0xf8], false, None); // call
+        check(&[0xe8, 0, 0, 0, 0], true, Some(0));
+        check(&[0x48, 0x89, 0xf8, 0xc3, 0x55], true, None); // mov rax, rdi; ret
+        let stp_bl: Vec<u8> = [0xa9bd_7bfd_u32, 0x9400_0001].iter().flat_map(|word| word.to_le_bytes()).collect();
+        assert_eq!(find(Architecture::Aarch64, &stp_bl, false), Some(0));
+        assert_eq!(find(Architecture::Aarch64, &stp_bl, true), Some(4));
     }
 
     #[test]

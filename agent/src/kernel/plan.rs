@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use beamscope_probe::{Architecture, Function};
 
 use super::{
+    faults::FaultTracing,
     features::{Fact, KernelFeatures, Tracefs},
     placement::{Placement, place},
 };
@@ -35,6 +36,8 @@ pub enum MappingCalls {
     },
     /// At the C library's functions.
     Functions,
+    /// Nowhere.
+    NotFollowed,
 }
 
 /// What the kernel offers for system calls.
@@ -50,6 +53,8 @@ pub enum SystemCallTracing {
         /// Why not.
         reason: String,
     },
+    /// Nobody wants to know of them.
+    NotAsked,
 }
 
 impl SystemCallTracing {
@@ -112,7 +117,9 @@ pub struct AttachPlan {
     pub mapping_calls: MappingCalls,
     /// Where stacks are walked.
     pub engine: StackEngine,
-    /// Thread group id for the tracepoints, in the initial pid namespace; 0 where they are not used.
+    /// Whether page faults are followed.
+    pub faults: bool,
+    /// Thread group id for tracepoints and page faults, in the initial pid namespace; 0 where they are not used.
     pub target: u32,
     /// What is lost or costs more than it should, one sentence each.
     pub notes: Vec<String>,
@@ -139,6 +146,7 @@ impl AttachPlan {
                 ));
                 MappingCalls::Functions
             }
+            SystemCallTracing::NotAsked => MappingCalls::NotFollowed,
         };
         let mut points = Vec::new();
         for allocator in allocators {
@@ -173,7 +181,18 @@ impl AttachPlan {
         // Returns before entries: a call whose return is missed would look as if it never ended.
         points.sort_by_key(|point| !WITH_STACKS.iter().flatten().any(|program| *program == point.program));
         let target = if matches!(mapping_calls, MappingCalls::SystemCalls { .. }) { target } else { 0 };
-        Self { points, mapping_calls, engine, target, notes }
+        Self { points, mapping_calls, engine, faults: false, target, notes }
+    }
+
+    /// With the page faults of the process `target`, where that is possible.
+    #[must_use]
+    pub fn with_faults(mut self, tracing: &FaultTracing, target: u32) -> Self {
+        self.notes.extend(tracing.note());
+        self.faults = *tracing == FaultTracing::Available;
+        if self.faults {
+            self.target = target;
+        }
+        self
     }
 }
 
@@ -183,13 +202,14 @@ const VM_API_COST: &str = "--vm-api: each call of the VM's functions for native 
                            the VM frees, also for itself, one";
 
 /// Programs that need stacks, by the engine.
-const WITH_STACKS: [[&str; 2]; 6] = [
+const WITH_STACKS: [[&str; 2]; 7] = [
     ["allocated", "allocated_walking"],
     ["vm_allocated", "vm_allocated_walking"],
     ["mapped", "mapped_walking"],
     ["sys_exit", "sys_exit_walking"],
     ["carrier_requested", "carrier_requested_walking"],
     ["task_newtask", "task_newtask_walking"],
+    ["page_fault", "page_fault_walking"],
 ];
 
 impl StackEngine {
@@ -295,6 +315,7 @@ mod tests {
     ) -> KernelFeatures {
         KernelFeatures {
             programs: Ok(true),
+            perf_programs: Ok(true),
             ring_buffer: Ok(true),
             uprobes: Ok(true),
             perf_event_paranoid: Ok(2),
@@ -318,6 +339,7 @@ mod tests {
             let seen = match SystemCallTracing::of(&features(tracefs, tracepoints, registers, host_pids)) {
                 SystemCallTracing::Available { mount_tracefs } => Ok(mount_tracefs),
                 SystemCallTracing::Unavailable { reason } => Err(reason),
+                SystemCallTracing::NotAsked => panic!("nobody was asked"),
             };
             match (seen, expected) {
                 (Err(reason), Err(part)) => assert!(reason.contains(part), "{reason}"),

@@ -12,25 +12,26 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, HashMap, MapData, MapError, PerCpuArray, PerCpuValues, RingBuf},
-    programs::{ProgramError, TracePoint, UProbe, uprobe::UProbeScope},
+    maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf},
+    programs::{ProgramError, TracePoint},
 };
 use beamscope_probe::{
-    Block, Control, Counter, ERLANG_WORDS, EXPONENTIAL_DRAWS, ErlangOffsets, Function, MappingEvent, Module,
-    ROWS_PER_CHUNK, Row, Rule, STACK_BYTES, SampleHeader, Scheduler, Site, SiteKey, StackImage, StoredStack, WALK_ENDS,
+    Block, Control, Counter, ERLANG_WORDS, ErlangOffsets, Function, MappingEvent, Module, ROWS_PER_CHUNK, Row, Rule,
+    STACK_BYTES, SampleHeader, Scheduler, Site, SiteKey, StackImage, StoredStack, WALK_ENDS,
 };
 use thiserror::Error;
 
 use super::{
+    cost::Meter,
+    draws::prepare_sampling,
+    faults,
     object::{self, ObjectError},
-    plan::{AttachPlan, MappingCalls, Point, StackEngine},
+    plan::{AttachPlan, MappingCalls, StackEngine},
     tracefs,
+    windows::{BlockProbes, attach_point, load_uprobe},
     wire::{Wire, split_record},
 };
-use crate::{
-    sampling,
-    stack::{modules::Update, raw::Captured},
-};
+use crate::stack::{modules::Update, raw::Captured};
 
 /// What the user chose.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -132,10 +133,16 @@ pub struct Session {
     modules: Array<MapData, Wire<Module>>,
     rows: Array<MapData, Wire<[Row; ROWS_PER_CHUNK]>>,
     rules: Array<MapData, Wire<Rule>>,
-    settings: Control,
-    /// Programs and links. The kernel needs some hundredths of a second to take each away, in which a thread of the node
+    /// Why page faults are not followed although that was planned.
+    without_faults: Option<SessionError>,
+    pub(super) settings: Control,
+    pub(super) meter: Meter,
+    pub(super) mapping_events: u64,
+    /// The probes on allocation functions. As the others, they go last.
+    pub(super) blocks: BlockProbes,
+    /// Programs and the other links. The kernel needs some hundredths of a second to take each away, in which a thread of the node
     /// that hits it can wait for a grace period. That is shortest while beamscope does nothing else, so it comes last.
-    _attached: Ebpf,
+    pub(super) attached: Ebpf,
 }
 
 impl std::fmt::Debug for Session {
@@ -145,7 +152,8 @@ impl std::fmt::Debug for Session {
 }
 
 impl Session {
-    /// Loads the probe and attaches it to process `pid`. It records nothing before [`Session::start`].
+    /// Loads the probe and attaches it to process `pid`, but for the allocation functions. It records nothing before
+    /// [`Session::start`].
     pub fn attach(plan: &AttachPlan, pid: NonZeroU32, settings: &Settings) -> Result<Self, SessionError> {
         object::check(object::PREBUILT, object::HOST)?;
         let processors = aya::util::nr_cpus().map_err(|(_, error)| SessionError::Processors(error))?;
@@ -169,12 +177,21 @@ impl Session {
             let mut sites: HashMap<_, Wire<SiteKey>, Wire<Site>> = borrow(&mut ebpf, "SITES")?;
             sites.insert(Wire(key), Wire(Site::default()), 0).map_err(in_map("SITES"))?;
         }
-        attach_functions(&mut ebpf, &plan.points, pid)?;
+        for point in &plan.points {
+            load_uprobe(&mut ebpf, point.program)?;
+        }
+        let meter = Meter::new(&mut ebpf, plan);
+        let (blocks, others) = BlockProbes::new(plan, pid, &ebpf)?;
+        for point in others {
+            attach_point(&mut ebpf, point, pid)?;
+        }
         if let MappingCalls::SystemCalls { mount_tracefs } = plan.mapping_calls {
             tracefs::with(mount_tracefs, || attach_system_calls(&mut ebpf, plan.engine))
                 .map_err(SessionError::Tracefs)??;
         }
+        let without_faults = if plan.faults { faults::attach(&mut ebpf, plan.engine).err() } else { None };
         Ok(Self {
+            without_faults,
             control: take(&mut ebpf, "CONTROL")?,
             counters: take(&mut ebpf, "COUNTERS")?,
             sites: take(&mut ebpf, "SITES")?,
@@ -193,14 +210,24 @@ impl Session {
                 target: plan.target,
                 introductions: INTRODUCTIONS,
                 walk_share: share(settings.walk_share),
+                fault_share: faults::share(),
                 ..Control::default()
             },
-            _attached: ebpf,
+            meter,
+            mapping_events: 0,
+            blocks,
+            attached: ebpf,
         })
+    }
+
+    /// Why page faults are not followed although that was planned.
+    pub fn without_faults(&self) -> Option<&SessionError> {
+        self.without_faults.as_ref()
     }
 
     /// Begins to record, with all probes at once.
     pub fn start(&mut self) -> Result<(), SessionError> {
+        self.follow_blocks()?;
         self.set_recording(1)
     }
 
@@ -214,7 +241,7 @@ impl Session {
         self.write_settings()
     }
 
-    fn write_settings(&mut self) -> Result<(), SessionError> {
+    pub(super) fn write_settings(&mut self) -> Result<(), SessionError> {
         self.control.set(0, Wire(self.settings), 0).map_err(in_map("CONTROL"))
     }
 
@@ -320,7 +347,10 @@ impl Session {
         for read in 0..limit {
             let Some(record) = self.mappings.next() else { return read };
             match split_record::<MappingEvent>(&record) {
-                Some((event, _)) => take(&event),
+                Some((event, _)) => {
+                    self.mapping_events += 1;
+                    take(&event);
+                }
                 None => *malformed += 1,
             }
         }
@@ -382,11 +412,11 @@ fn captured(record: &[u8]) -> Option<Captured<'_>> {
 
 /// A share as the program counts it.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates, and the share is clamped")]
-fn share(share: f64) -> u32 {
+pub(super) fn share(share: f64) -> u32 {
     (share.clamp(0.0, 1.0) * 1024.0).round() as u32
 }
 
-fn in_map(map: &'static str) -> impl Fn(MapError) -> SessionError {
+pub(super) fn in_map(map: &'static str) -> impl Fn(MapError) -> SessionError {
     move |source| SessionError::Map { map, source }
 }
 
@@ -398,45 +428,12 @@ where
     M::try_from(map).map_err(in_map(name))
 }
 
-fn borrow<'a, M>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<M, SessionError>
+pub(super) fn borrow<'a, M>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<M, SessionError>
 where
     M: TryFrom<&'a mut aya::maps::Map, Error = MapError>,
 {
     let map = ebpf.map_mut(name).ok_or(SessionError::Missing { kind: "map", name })?;
     M::try_from(map).map_err(in_map(name))
-}
-
-/// Gives the probe its distances between samples, and each processor a first one: if all began at 0, the first
-/// allocation on each would be sampled for certain.
-fn prepare_sampling(ebpf: &mut Ebpf, interval: u64, processors: u32) -> Result<(), SessionError> {
-    let draws = sampling::exponential_draws(interval);
-    let mut distances: Array<_, u64> = borrow(ebpf, "EXPONENTIAL")?;
-    for (index, draw) in (0..EXPONENTIAL_DRAWS).zip(&draws) {
-        distances.set(index, draw, 0).map_err(in_map("EXPONENTIAL"))?;
-    }
-    let first = (0..processors).map(|_| draws.get(random() % draws.len()).copied().unwrap_or(interval).cast_signed());
-    let first = PerCpuValues::try_from(first.collect::<Vec<i64>>()).map_err(SessionError::Processors)?;
-    let mut countdown: PerCpuArray<_, i64> = borrow(ebpf, "COUNTDOWN")?;
-    countdown.set(0, first, 0).map_err(in_map("COUNTDOWN"))
-}
-
-/// The standard library's only source of randomness: the keys of its hash maps.
-fn random() -> usize {
-    use std::hash::{BuildHasher as _, Hasher as _};
-    let hash = std::hash::RandomState::new().build_hasher().finish();
-    usize::try_from(hash).unwrap_or(usize::MAX)
-}
-
-/// Attaches in the order of the plan.
-fn attach_functions(ebpf: &mut Ebpf, points: &[Point], pid: NonZeroU32) -> Result<(), SessionError> {
-    for Point { program, path, offset, place, .. } in points {
-        let probe: &mut UProbe = program_mut(ebpf, program)?;
-        load(probe.fd().is_ok(), || probe.load(), program)?;
-        probe
-            .attach(*offset, path, UProbeScope::OneProcess(pid))
-            .map_err(|source| SessionError::Attach { place: place.clone(), source })?;
-    }
-    Ok(())
 }
 
 fn attach_system_calls(ebpf: &mut Ebpf, engine: StackEngine) -> Result<(), SessionError> {
@@ -462,7 +459,7 @@ fn attach_system_calls(ebpf: &mut Ebpf, engine: StackEngine) -> Result<(), Sessi
     Ok(())
 }
 
-fn load(
+pub(super) fn load(
     loaded: bool,
     load: impl FnOnce() -> Result<(), ProgramError>,
     program: &'static str,
@@ -470,7 +467,7 @@ fn load(
     if loaded { Ok(()) } else { load().map_err(|source| SessionError::Program { program, source }) }
 }
 
-fn program_mut<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, SessionError>
+pub(super) fn program_mut<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, SessionError>
 where
     &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
 {

@@ -14,6 +14,12 @@ const SAMPLES: usize = 4096;
 #[derive(Debug, Default)]
 pub(super) struct KeyLedger {
     totals: Totals,
+    /// Of the windows that are over.
+    settled: Totals,
+    /// What the kernel's counters showed when the window began.
+    base: Totals,
+    /// Bytes and blocks of this window that were found to be live at its end.
+    left: (u64, u64),
     outstanding: Series,
     survivors: Survivors,
     largest: Vec<(u64, u64)>,
@@ -62,18 +68,43 @@ impl Weight {
 }
 
 impl KeyLedger {
-    /// Takes the kernel's counters at `at` seconds.
+    /// Takes the kernel's counters at `at` seconds of followed time.
     pub(super) fn observe(&mut self, at: f64, site: &beamscope_probe::Site) {
-        self.totals = Totals {
-            allocated_bytes: site.allocated_bytes,
-            allocated_blocks: site.allocated_blocks,
-            freed_bytes: site.freed_bytes,
-            freed_blocks: site.freed_blocks,
-        };
+        self.count(site);
+        self.note(at);
+    }
+
+    /// As [`KeyLedger::observe`], without a point of the series.
+    pub(super) fn count(&mut self, site: &beamscope_probe::Site) {
+        self.totals = self.settled;
+        self.totals.add(&raw(site).less(&self.base));
+    }
+
+    fn note(&mut self, at: f64) {
         if self.outstanding.points().is_empty() {
             self.outstanding.push(0.0, 0);
         }
         self.outstanding.push(at, self.totals.outstanding_bytes());
+    }
+
+    /// A window begins: what the kernel has counted by now is not its.
+    pub(super) fn begin(&mut self, site: &beamscope_probe::Site) {
+        self.base = raw(site);
+    }
+
+    /// A window that ended at `at` seconds of followed time is closed, whose survivors have been taken: what was
+    /// allocated in it and is not among them was freed.
+    pub(super) fn settle(&mut self, at: f64) {
+        let Totals { allocated_bytes, allocated_blocks, .. } = self.totals.less(&self.settled);
+        let (left_bytes, left_blocks) = std::mem::take(&mut self.left);
+        self.settled.add(&Totals {
+            allocated_bytes,
+            allocated_blocks,
+            freed_bytes: allocated_bytes.saturating_sub(left_bytes),
+            freed_blocks: allocated_blocks.saturating_sub(left_blocks),
+        });
+        self.totals = self.settled;
+        self.note(at);
     }
 
     /// Takes a sample.
@@ -85,7 +116,9 @@ impl KeyLedger {
                 Weight { bytes, blocks: bytes / header.size.max(1) as f64 }
             }
             SampleOrigin::Each => Weight { bytes: header.size as f64, blocks: 1.0 },
-            SampleOrigin::Introduction | SampleOrigin::Mapping | SampleOrigin::Thread => Weight::default(),
+            SampleOrigin::Introduction | SampleOrigin::Mapping | SampleOrigin::Thread | SampleOrigin::Fault => {
+                Weight::default()
+            }
         };
         self.stacks.entry(stack).or_default().allocated.add(weight, 1.0);
         let block = (header.address, header.sequence);
@@ -100,9 +133,10 @@ impl KeyLedger {
         }
     }
 
-    /// Takes a block that is live at the end of a recording of `seconds`, allocated `at` seconds after its start.
+    /// Takes a block that is live at the end of a window of `seconds`, allocated `at` seconds after its start.
     pub(super) fn survive(&mut self, address: u64, block: &Block, at: f64, seconds: f64) {
         self.survivors.add(at, seconds, block.size);
+        self.left = (self.left.0.saturating_add(block.size), self.left.1.saturating_add(1));
         self.largest.push((address, block.size));
         if self.largest.len() > 4 * LARGEST {
             keep_largest(&mut self.largest);
@@ -169,6 +203,15 @@ impl KeyLedger {
             });
         }
         sites
+    }
+}
+
+fn raw(site: &beamscope_probe::Site) -> Totals {
+    Totals {
+        allocated_bytes: site.allocated_bytes,
+        allocated_blocks: site.allocated_blocks,
+        freed_bytes: site.freed_bytes,
+        freed_blocks: site.freed_blocks,
     }
 }
 

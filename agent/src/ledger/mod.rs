@@ -9,6 +9,7 @@ mod key;
 mod ranges;
 mod series;
 mod survivors;
+mod window;
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -19,6 +20,7 @@ use key::{KeyLedger, Place};
 use ranges::RangeLedger;
 pub use series::{Point, Series};
 pub use survivors::Survivors;
+use window::Windows;
 
 use crate::mapping::Mappings;
 
@@ -64,6 +66,16 @@ impl Totals {
         self.allocated_bytes.saturating_sub(self.freed_bytes)
     }
 
+    /// What has come since `earlier`.
+    fn less(&self, earlier: &Self) -> Self {
+        Self {
+            allocated_bytes: self.allocated_bytes.saturating_sub(earlier.allocated_bytes),
+            allocated_blocks: self.allocated_blocks.saturating_sub(earlier.allocated_blocks),
+            freed_bytes: self.freed_bytes.saturating_sub(earlier.freed_bytes),
+            freed_blocks: self.freed_blocks.saturating_sub(earlier.freed_blocks),
+        }
+    }
+
     fn add(&mut self, other: &Self) {
         let Self { allocated_bytes, allocated_blocks, freed_bytes, freed_blocks } = other;
         self.allocated_bytes = self.allocated_bytes.saturating_add(*allocated_bytes);
@@ -85,6 +97,7 @@ pub struct Ledger {
     /// `CLOCK_MONOTONIC` nanoseconds at which the recording began.
     start: u64,
     keys: BTreeMap<SiteKey, KeyLedger>,
+    windows: Windows,
     ranges: RangeLedger,
     threads: HashMap<StackId, Vec<String>>,
     /// Samples that were not understood.
@@ -100,6 +113,7 @@ impl Ledger {
         Self {
             start,
             keys: BTreeMap::new(),
+            windows: Windows::default(),
             ranges: RangeLedger::new(page_size, heap_end),
             threads: HashMap::new(),
             dropped_samples: 0,
@@ -109,13 +123,60 @@ impl Ledger {
 
     /// Takes the kernel's counters at `at` seconds.
     pub fn observe(&mut self, at: f64, sites: &[(SiteKey, beamscope_probe::Site)]) {
+        let followed = self.windows.followed(at);
         for (key, site) in sites {
             // The entries for sites that found no room exist from the start.
-            if site.allocated_blocks != 0 {
-                self.keys.entry(*key).or_default().observe(at, site);
+            if site.allocated_blocks == 0 {
+                continue;
+            }
+            let key_ledger = self.keys.entry(*key).or_default();
+            if is_always_followed(key) {
+                key_ledger.observe(at, site);
+            } else if let Some(followed) = followed {
+                key_ledger.observe(followed, site);
             }
         }
         self.ranges.observe(at);
+    }
+
+    /// Allocations are not followed any more from `at` seconds on, when the kernel's counters were `sites`. Until
+    /// [`Ledger::settle`] has the blocks that are left, the window is not closed.
+    pub fn cut(&mut self, at: f64, sites: &[(SiteKey, beamscope_probe::Site)]) {
+        for (key, site) in sites.iter().filter(|(key, site)| site.allocated_blocks != 0 && !is_always_followed(key)) {
+            self.keys.entry(*key).or_default().count(site);
+        }
+        self.windows.cut(at);
+    }
+
+    /// Closes the window that was cut: `live` are the blocks that were never seen to be freed.
+    pub fn settle(&mut self, live: impl Iterator<Item = (u64, Block)>) {
+        let Some((window, followed)) = self.windows.settle() else { return };
+        for (address, block) in live {
+            let at = block.allocated_at.saturating_sub(self.start) as f64 / 1e9;
+            // Probes are attached and taken away one by one: what was allocated meanwhile is in no window.
+            if window.contains(&at) {
+                self.keys.entry(block.site).or_default().survive(
+                    address,
+                    &block,
+                    at - window.start,
+                    window.end - window.start,
+                );
+            }
+        }
+        for (_, key_ledger) in self.keys.iter_mut().filter(|(key, _)| !is_always_followed(key)) {
+            key_ledger.settle(followed);
+        }
+    }
+
+    /// Allocations are followed again from `at` seconds on, when the kernel's counters were `sites`.
+    pub fn resume(&mut self, at: f64, sites: &[(SiteKey, beamscope_probe::Site)]) {
+        for (key, site) in sites.iter().filter(|(key, _)| !is_always_followed(key)) {
+            // Also of a key that has only been seen while no window was open.
+            if site.allocated_blocks != 0 {
+                self.keys.entry(*key).or_default().begin(site);
+            }
+        }
+        self.windows.begin(at);
     }
 
     /// Takes word of a thread, by the NUL-padded name of it, that was seen at `stack`.
@@ -129,12 +190,17 @@ impl Ledger {
         }
     }
 
+    /// The threads that were seen at `stack`, sorted by name.
+    pub fn threads_of(&self, stack: StackId) -> Vec<String> {
+        self.threads.get(&stack).cloned().unwrap_or_default()
+    }
+
     /// Takes a sample whose stack is `stack`; `mean` is the sampling interval in bytes.
     pub fn sample(&mut self, header: &SampleHeader, stack: StackId, mean: u64) {
         match SampleOrigin::try_from(header.origin) {
             Ok(SampleOrigin::Mapping) => self.mapping_stack(header.thread, header.sequence, stack),
-            // It is the thread's, and no memory's.
-            Ok(SampleOrigin::Thread) => {}
+            // It is the thread's, or the fault's, and no block's.
+            Ok(SampleOrigin::Thread | SampleOrigin::Fault) => {}
             Ok(origin) => self.keys.entry(header.site).or_default().sample(header, origin, stack, mean),
             Err(_) => self.dropped_samples += 1,
         }
@@ -180,9 +246,14 @@ impl Ledger {
         live: impl Iterator<Item = (u64, Block)>,
         mut missing: impl FnMut(&SiteKey) -> StackId,
     ) -> Vec<SiteTotals> {
-        for (address, block) in live {
-            let at = block.allocated_at.saturating_sub(self.start) as f64 / 1e9;
-            self.keys.entry(block.site).or_default().survive(address, &block, at, seconds);
+        if self.windows.is_only_one() {
+            for (address, block) in live {
+                let at = block.allocated_at.saturating_sub(self.start) as f64 / 1e9;
+                self.keys.entry(block.site).or_default().survive(address, &block, at, seconds);
+            }
+        } else {
+            self.windows.cut(seconds);
+            self.settle(live);
         }
         let mut sites: BTreeMap<(Function, u32, StackId), SiteTotals> = BTreeMap::new();
         let mut parts = self.ranges.close(seconds, || missing(&SiteKey::default()));
@@ -219,6 +290,11 @@ impl SiteTotals {
         self.largest.extend_from_slice(&part.largest);
         keep_largest(&mut self.largest);
     }
+}
+
+/// Whether a key is followed where other allocations are not: requests for carriers are few.
+fn is_always_followed(key: &SiteKey) -> bool {
+    key.function() == Function::MsegAlloc as u32
 }
 
 fn keep_largest(blocks: &mut Vec<(u64, u64)>) {

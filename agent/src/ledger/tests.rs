@@ -335,3 +335,57 @@ proptest! {
         prop_assert_eq!(outstanding(&events).0, mapped * PAGE);
     }
 }
+
+/// Where a recording is blind for a while, each window counts what was allocated in it, and its time is followed time.
+#[test]
+fn windows_are_counted_each_by_itself() {
+    let second = |at: f64| (at * 1e9) as u64;
+    let block = |at: f64| Block { size: 100, allocated_at: second(at), site: key(1) };
+    let mut stacks = Stacks::default();
+    let leak = stack(&mut stacks, 1);
+    let mut ledger = Ledger::new(0, PAGE, 0);
+    ledger.sample(&sample(key(1), 0x100, 5, 100, SampleOrigin::Introduction), leak, 1 << 20);
+    let at = |allocated: u64, freed: u64| vec![(key(1), counters((allocated * 100, allocated), (freed * 100, freed)))];
+    ledger.observe(1.0, &at(10, 5));
+    // A window of 4 s: of 20 blocks 4 are left; one more was allocated while the probes went.
+    ledger.cut(4.0, &at(20, 12));
+    ledger.observe(4.5, &at(21, 14));
+    let left = [0.5, 1.5, 3.5, 3.6, 4.1].map(block);
+    ledger.settle((0..).zip(left));
+    // Half-followed calls while the probes come back are in no window.
+    ledger.observe(8.0, &at(21, 14));
+    ledger.resume(10.0, &at(25, 15));
+    ledger.observe(11.0, &at(30, 18));
+    ledger.observe(12.0, &at(35, 20));
+    let missing = stack(&mut stacks, u64::MAX);
+    let sites =
+        ledger.close(12.0, [(0x10, block(9.9)), (0x20, block(10.1)), (0x30, block(11.9))].into_iter(), |_| missing);
+    let [site] = sites.as_slice() else { panic!("{sites:?}") };
+    let Totals { allocated_bytes, allocated_blocks, freed_bytes, freed_blocks } = site.totals;
+    assert_eq!((allocated_blocks, freed_blocks), (20 + 10, 16 + 8));
+    assert_eq!((allocated_bytes, freed_bytes), (3000, 2400));
+    let points: Vec<(f64, u64)> = site.outstanding.points().iter().map(|point| (point.at, point.value)).collect();
+    // What 1 s of the second window had freed was known by counters alone, until its blocks were looked at.
+    assert_eq!(points, [(0.0, 0), (1.0, 500), (4.0, 400), (5.0, 600), (6.0, 900), (6.0, 600)]);
+    // Quarters of each window: 0.5 s and 1.5 s of four, 3.5 s and 3.6 s; 0.1 s and 1.9 s of two.
+    assert_eq!(site.survivors.bytes, [200, 100, 0, 300]);
+    assert!((site.survivors.oldest_seconds - 3.5).abs() < 1e-9, "{}", site.survivors.oldest_seconds);
+}
+
+/// Requests for carriers are followed all the time.
+#[test]
+fn carriers_are_counted_in_blind_spans_too() {
+    let carrier =
+        SiteKey { caller: 9, stack_pointer: 0, function: Function::MsegAlloc as u32 | (3 << 16), is_stack: 1 };
+    let mut ledger = Ledger::new(0, PAGE, 0);
+    let requested = |count: u64| vec![(carrier, counters((count << 18, count), (0, 0)))];
+    ledger.observe(1.0, &requested(1));
+    ledger.cut(2.0, &requested(2));
+    ledger.settle(std::iter::empty());
+    ledger.observe(5.0, &requested(5));
+    let mut stacks = Stacks::default();
+    let sites = close(ledger, &mut stacks, Vec::new());
+    assert_eq!(sites.len(), 1);
+    assert_eq!((sites[0].totals.allocated_blocks, sites[0].totals.freed_blocks), (5, 0));
+    assert_eq!(sites[0].outstanding.points().last().map(|point| point.at), Some(5.0));
+}

@@ -11,7 +11,7 @@ use crate::{
     kernel::plan::{MappingCalls, is_mapping_call},
     ledger::{Ledger, SiteTotals},
     mapping::Address,
-    recording::{Asked, CarrierSeen, Cost, Ended, Interval, Probe, Recording, Site},
+    recording::{Asked, BlindSpan, CarrierSeen, Ended, Interval, Mode, Probe, Recording, Site},
     stack::{Frame, FrameKind, KERNEL_MODULE, Stack, raw::RawStack},
     target::allocator::Allocator,
 };
@@ -26,6 +26,8 @@ impl Recorder {
     pub fn finish(&mut self, ended: Ended) -> anyhow::Result<Recording> {
         self.session.stop()?;
         let seconds = self.elapsed();
+        let mut spent = self.session.spent()?;
+        self.close_windows(seconds);
         self.drain()?;
         match self.refresh() {
             Ok(()) => self.ledger.prove(&self.code.mappings),
@@ -36,8 +38,9 @@ impl Recorder {
         }
         self.observe()?;
         if ended != Ended::NodeExited {
-            self.looks.take(&self.target, seconds, &mut self.defects);
+            self.looks.take(&self.target, seconds, self.faults.pages(), &mut self.defects);
         }
+        let touched = self.faults.touched(&self.looks.owners, |stack| self.ledger.threads_of(stack));
         let live = self.session.live_blocks().collect::<Result<Vec<(u64, Block)>, _>>()?;
         let counters = Counter::ALL
             .iter()
@@ -76,13 +79,14 @@ impl Recorder {
         ]);
         for (counter, value) in counters {
             let into = if counter.is_loss() { &mut losses } else { &mut counts };
-            into.insert(counter.name().to_owned(), value);
+            into.insert(counter.name().to_owned(), value.saturating_sub(self.windows.forgiven(counter)));
         }
         for (name, value) in [
             ("malformed_records", self.malformed),
             ("dropped_samples", dropped_samples),
             ("dropped_mapping_events", dropped_events),
             ("stacks_without_room", self.stacks.refused()),
+            ("faults_without_room", self.faults.without_room),
             ("addresses_without_readable_symbols", self.code.unreadable_symbols()),
             ("reused_code_addresses", self.code.erlang.reused_addresses()),
             ("nameless_code_addresses", self.code.erlang.nameless_addresses()),
@@ -98,6 +102,13 @@ impl Recorder {
         losses.retain(|_, value| *value != 0);
         counts.retain(|_, value| *value != 0);
         self.defects.append(&mut self.code.defects);
+        if self.options.mode == Mode::Auto {
+            // To take the probes away is part of what the budget has to bear.
+            spent = self.session.spent()?;
+        }
+        let (cost, mut blind) = self.cost(spent.seconds);
+        blind.extend(blind_by_mode(self.options.mode, seconds));
+        let notes = self.plan.notes.iter().cloned().chain(self.session.cost_notes()).collect();
         Ok(Recording {
             beamscope: env!("CARGO_PKG_VERSION").to_owned(),
             node: self.target.node().clone(),
@@ -113,12 +124,12 @@ impl Recorder {
             mappings: self.code.mappings.clone(),
             sites,
             carriers,
-            faults: Vec::new(),
-            blind: Vec::new(),
-            cost: Cost::default(),
+            faults: self.fault_sites(touched),
+            blind,
+            cost,
             losses,
             counts,
-            notes: self.plan.notes.clone(),
+            notes,
             probes,
             defects: std::mem::take(&mut self.defects),
         })
@@ -198,6 +209,12 @@ impl Recorder {
             .map(|found| CarrierSeen { site, allocator: found.allocator, bytes: found.bytes })
             .collect()
     }
+}
+
+/// The span in which the mode follows no allocations.
+fn blind_by_mode(mode: Mode, seconds: f64) -> Option<BlindSpan> {
+    let reason = "growth mode follows no allocations".to_owned();
+    (mode == Mode::Growth).then_some(BlindSpan { from: 0.0, until: seconds, reason })
 }
 
 /// What is known of the stack of a site that no sample has shown: who called.

@@ -1,25 +1,30 @@
 //! Where does the resident memory belong while the recording goes on? One look at the start, one at the end, and as many
 //! between as are cheap, beside the other work: the ring buffers must not wait for them.
 
-use std::time::{Duration, Instant};
+use std::{sync::Arc, time::Duration};
 
 use crate::{
     erts::alloc::Depth,
-    explain::model::Explanation,
-    look::{self, Answer, Looked, Looking},
+    explain::{
+        model::Explanation,
+        whose::{Owners, Pages},
+    },
+    look::{Answer, Looked, Looking},
     recording::Look,
     target::process::{Target, TargetError},
 };
 
 /// Seconds from the begin of a look to that of the next at least. It is asked about once a second whether it is time.
 const SOONEST: f64 = 0.9;
-/// A look is followed by this many times its duration without one: looking takes a twentieth of a processor at most.
+/// From the begin of a look to that of the next there are this many times its processor time: looking takes a twentieth of a
+/// processor at most.
 const REST: f64 = 20.0;
-/// How long blocks are walked at the start and at the end.
+/// How long blocks are walked at the start and at the end, and carriers listed in between.
 const BUDGET: Duration = Duration::from_secs(1);
-/// How long they are walked in between, and how quick a look at all of them must be for the next to try it again.
+/// How long blocks are walked in between.
 const QUICK: Duration = Duration::from_millis(250);
-/// Looks at headers alone after one that was not quick. The node may be smaller by then, or less busy.
+/// Looks at headers alone after one that did not come to the end of all blocks. The node may be smaller by then, or less
+/// busy.
 const HEADERS: u32 = 10;
 /// Looks that are kept at most, an even number. Their figures are some 100 KiB of JSON each.
 const KEPT: usize = 64;
@@ -28,9 +33,13 @@ const KEPT: usize = 64;
 #[derive(Debug, Default)]
 pub(super) struct Looks {
     done: Thinned<Look>,
+    /// The node, for the threads that look.
+    target: Option<Arc<Target>>,
     /// The one that goes on, and when it began.
     going_on: Option<(f64, Looking)>,
     plan: Plan,
+    /// Whose the pages were that the last look was asked about.
+    pub(super) owners: Owners,
 }
 
 /// When to look next, and how deep.
@@ -52,34 +61,41 @@ impl Plan {
         (at >= self.next).then_some(if self.headers == 0 { Depth::Full } else { Depth::Headers })
     }
 
-    /// Takes in that a look began at `at`, and how long it took. `walked`: whether it came to the end of all blocks;
+    /// Takes in that a look began at `at`, and the processor time that it took. `walked`: whether it came to the end of all blocks;
     /// `None`: it was not meant to.
     fn note(&mut self, at: f64, took: Duration, walked: Option<bool>) {
         self.next = at + SOONEST.max(REST * took.as_secs_f64());
         self.headers = match walked {
-            Some(true) if took < QUICK => 0,
-            Some(_) => HEADERS,
+            Some(true) => 0,
+            Some(false) => HEADERS,
             None => self.headers.saturating_sub(1),
         };
     }
 }
 
 impl Looks {
-    /// Looks now, at every block that there is time for.
-    pub(super) fn take(&mut self, target: &Target, at: f64, defects: &mut Vec<String>) {
+    /// Looks now, at every block that there is time for; asks about `pages`.
+    pub(super) fn take(&mut self, target: &Target, at: f64, pages: Pages, defects: &mut Vec<String>) {
         self.collect(target, defects);
-        let begin = Instant::now();
-        let explanation = look::at(target, Depth::Full, Some(BUDGET));
-        self.keep(target, at, Looked { explanation, took: begin.elapsed() }, defects);
+        self.keep(target, at, Looked::now(target, Depth::Full, BUDGET, pages), defects);
     }
 
-    /// Begins a look when it is time, and takes in one that is done. To be called about once a second.
-    pub(super) fn go_on(&mut self, target: &Target, at: f64, defects: &mut Vec<String>) {
+    /// Begins a look when it is time, which asks about `pages`, and takes in one that is done. To be called about once a
+    /// second.
+    pub(super) fn go_on(&mut self, target: &Target, at: f64, pages: impl FnOnce() -> Pages, defects: &mut Vec<String>) {
         self.collect(target, defects);
         if self.going_on.is_none()
             && let Some(depth) = self.plan.depth(at)
         {
-            self.going_on = Some((at, Looking::begin(target.pid(), depth, QUICK)));
+            let budget = if depth == Depth::Full { QUICK } else { BUDGET };
+            let node = self.target.as_ref().map(Arc::clone);
+            match node.map_or_else(|| Target::open(target.pid()).map(Arc::new), Ok) {
+                Ok(node) => {
+                    self.target = Some(Arc::clone(&node));
+                    self.going_on = Some((at, Looking::begin(node, depth, budget, pages())));
+                }
+                Err(error) => missing(target, error, defects),
+            }
         }
     }
 
@@ -98,17 +114,22 @@ impl Looks {
     }
 
     fn keep(&mut self, target: &Target, at: f64, looked: Looked, defects: &mut Vec<String>) {
-        let Looked { explanation, took } = looked;
-        self.plan.note(at, took, explanation.as_ref().ok().and_then(walked));
-        match explanation {
-            Ok(explanation) => self.done.push(Look { at, explanation }),
-            // A process that is gone has no memory; the looks before it stay.
-            Err(TargetError::Gone { .. }) => {}
-            Err(_) if !target.is_alive() => {}
-            Err(error) => {
-                say(defects, format!("a look at the owners of the memory is missing: {:#}", anyhow::Error::new(error)));
+        let Looked { found, took } = looked;
+        self.plan.note(at, took, found.as_ref().ok().and_then(|(explanation, _)| walked(explanation)));
+        match found {
+            Ok((explanation, owners)) => {
+                self.done.push(Look { at, explanation });
+                self.owners = owners;
             }
+            Err(error) => missing(target, error, defects),
         }
+    }
+}
+
+/// Says that a look is missing. A process that is gone has no memory; the looks before it stay.
+fn missing(target: &Target, error: TargetError, defects: &mut Vec<String>) {
+    if !matches!(error, TargetError::Gone { .. }) && target.is_alive() {
+        say(defects, format!("a look at the owners of the memory is missing: {:#}", anyhow::Error::new(error)));
     }
 }
 
@@ -118,31 +139,28 @@ fn walked(explanation: &Explanation) -> Option<bool> {
     (depth.asked == Depth::Full).then_some(depth.walked == depth.carriers)
 }
 
-/// Things in the order of time. Where there would be more than [`KEPT`], every second one is dropped, and from then on only
-/// every second one stays, so that those that are kept always cover the whole time evenly, as the points of a
-/// [`crate::ledger::Series`] do. The first and the newest are always there.
+/// Things in the order of time: every one at first, and where there would be more than [`KEPT`], every second, fourth and so
+/// on, so that they always cover the whole time evenly. The first and the newest are always there.
 #[derive(Clone, Debug)]
 struct Thinned<T> {
     kept: Vec<T>,
-    stride: u32,
-    /// Things pushed since the last one that stays. Above 0, the last of `kept` is only the newest, for now.
-    skipped: u32,
+    /// Things seen.
+    seen: u64,
+    /// One in so many stays.
+    stride: u64,
 }
 
 impl<T> Default for Thinned<T> {
     fn default() -> Self {
-        Self { kept: Vec::new(), stride: 1, skipped: 0 }
+        Self { kept: Vec::new(), seen: 0, stride: 1 }
     }
 }
 
 impl<T> Thinned<T> {
     fn push(&mut self, newest: T) {
-        if self.skipped > 0 {
+        // The last one may have been there only because it was the newest.
+        if self.seen.checked_sub(1).is_some_and(|last| !last.is_multiple_of(self.stride)) {
             self.kept.pop();
-        }
-        self.skipped += 1;
-        if self.skipped >= self.stride || self.kept.is_empty() {
-            self.skipped = 0;
         }
         if self.kept.len() >= KEPT {
             let mut keep = false;
@@ -153,6 +171,7 @@ impl<T> Thinned<T> {
             self.stride = self.stride.saturating_mul(2);
         }
         self.kept.push(newest);
+        self.seen = self.seen.saturating_add(1);
     }
 }
 
@@ -180,16 +199,14 @@ mod tests {
 
     #[test]
     fn blocks_are_left_alone_for_a_while_where_they_are_many() {
-        for (took, walked) in [(400, true), (250, true), (40, false)] {
-            let mut plan = Plan::default();
-            plan.note(0.0, Duration::from_millis(took), Some(walked));
-            for look in 1..=HEADERS {
-                let at = 10.0 * f64::from(look);
-                assert_eq!(plan.depth(at), Some(Depth::Headers), "{look} after {took} ms");
-                plan.note(at, Duration::from_millis(10), None);
-            }
-            assert_eq!(plan.depth(200.0), Some(Depth::Full));
+        let mut plan = Plan::default();
+        plan.note(0.0, Duration::from_millis(400), Some(false));
+        for look in 1..=HEADERS {
+            let at = 10.0 * f64::from(look);
+            assert_eq!(plan.depth(at), Some(Depth::Headers), "{look}");
+            plan.note(at, Duration::from_millis(10), None);
         }
+        assert_eq!(plan.depth(200.0), Some(Depth::Full));
     }
 
     proptest! {
@@ -216,10 +233,11 @@ mod tests {
             prop_assert!(kept.len() <= KEPT);
             prop_assert_eq!((kept.first(), kept.last()), (Some(&0), Some(&(count - 1))));
             let gaps: Vec<u32> = kept.windows(2).map(|pair| pair[1] - pair[0]).collect();
-            let widest = gaps.iter().max().copied().unwrap_or(0);
-            // All gaps but the one before the newest are the same, and as wide as they have to be.
-            prop_assert!(gaps.iter().rev().skip(1).all(|gap| *gap == widest));
-            prop_assert!(widest <= count.div_ceil(KEPT as u32 / 2), "{widest} of {count}");
+            let stride = gaps.first().copied().unwrap_or(1);
+            // All are equally far apart but for the newest, and no farther than they have to be.
+            prop_assert!(gaps.iter().rev().skip(1).all(|gap| *gap == stride), "{:?}", kept);
+            prop_assert!(gaps.last().is_none_or(|gap| *gap <= stride), "{:?}", kept);
+            prop_assert!(stride <= count.div_ceil(KEPT as u32 / 2), "{} of {}", stride, count);
         }
     }
 }

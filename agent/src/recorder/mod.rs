@@ -1,10 +1,13 @@
 //! Makes a recording of a process: the one place where target, kernel, stacks, symbols and ledger meet.
 
+mod budget;
 mod code;
 mod erlang;
+mod faults;
 mod finish;
 mod looks;
 mod stacks;
+mod windows;
 
 use std::{
     num::NonZeroU32,
@@ -17,7 +20,9 @@ use anyhow::Context as _;
 use beamscope_probe::{MappingEvent, SampleHeader, SampleOrigin};
 
 use crate::{
+    explain::whose::Pages,
     kernel::{
+        faults::FaultTracing,
         features::{Capabilities, KernelFeatures},
         object,
         plan::{self, AttachPlan, MappingCalls, StackEngine, SystemCallTracing},
@@ -33,8 +38,10 @@ use crate::{
     },
 };
 use code::Code;
+use faults::Faults;
 use looks::Looks;
 use stacks::StackTable;
+use windows::Windows;
 
 /// What the user chose.
 #[derive(Clone, Debug)]
@@ -43,6 +50,8 @@ pub struct Options {
     pub mode: Mode,
     /// Share of one processor's time that [`Mode::Auto`] may cost the node.
     pub budget: f64,
+    /// How long the recording is to be, as far as that is known: [`Mode::Auto`] plans for it.
+    pub duration: Option<Duration>,
     /// Mean distance of two sampled bytes.
     pub sample_interval: u64,
     /// Blocks that can be followed at a time.
@@ -62,6 +71,7 @@ impl Default for Options {
         Self {
             mode: Mode::Auto,
             budget: 0.15,
+            duration: None,
             sample_interval: 1 << 20,
             live_blocks: 1 << 20,
             no_tracepoints: false,
@@ -103,6 +113,8 @@ pub struct Recorder {
     learned: Instant,
     snapshots: Vec<Snapshot>,
     looks: Looks,
+    faults: Faults,
+    windows: Windows,
     malformed: u64,
     defects: Vec<String>,
 }
@@ -118,7 +130,10 @@ impl Recorder {
         if !resolved {
             defects.push("which malloc the process calls could not be read from its memory, only from the order in which its libraries were loaded".to_owned());
         }
-        let tracing = if options.no_tracepoints {
+        let follows_allocations = options.mode != Mode::Growth;
+        let tracing = if !follows_allocations {
+            SystemCallTracing::NotAsked
+        } else if options.no_tracepoints {
             SystemCallTracing::Unavailable { reason: "asked for by --no-tracepoints".to_owned() }
         } else if target.node().libc.as_deref().is_some_and(|libc| libc.starts_with("musl")) {
             SystemCallTracing::Unavailable {
@@ -128,8 +143,8 @@ impl Recorder {
             SystemCallTracing::of(features)
         };
         let (engine, engine_note) = StackEngine::of(features, options.stack_engine);
-        let mut probed = allocators.clone();
-        if options.vm_api {
+        let mut probed = if follows_allocations { allocators.clone() } else { Vec::new() };
+        if options.vm_api && follows_allocations {
             let VmApi { functions, unseen } =
                 vm_api::find(&target).context("cannot follow what native code asks the VM for")?;
             probed.push(functions);
@@ -140,7 +155,9 @@ impl Recorder {
         let requests = vm_api::carrier_requests(&target).context("cannot read the VM's executable")?;
         let note = if requests.is_some() { CARRIERS_REQUESTED } else { CARRIERS_SEEN };
         probed.extend(requests);
-        let mut plan = AttachPlan::new(object::HOST, &probed, &tracing, engine, target.pid());
+        let faults = if options.mode == Mode::Exact { FaultTracing::NotAsked } else { FaultTracing::of(features) };
+        let plan = AttachPlan::new(object::HOST, &probed, &tracing, engine, target.pid());
+        let mut plan = plan.with_faults(&faults, target.pid());
         plan.notes.extend(engine_note);
         plan.notes.push(note.to_owned());
         let through_map_files = features.capabilities.clone().is_ok_and(Capabilities::can_open_mapped_files);
@@ -149,16 +166,20 @@ impl Recorder {
         code.refresh(&target)?;
         let pid = NonZeroU32::new(target.pid()).context("process 0 is the kernel's idle task")?;
         let heap_end = code.heap_end();
+        let windows = Windows::new(&options);
         let settings = Settings {
             sample_interval: options.sample_interval,
             live_blocks: options.live_blocks,
             heap_end,
             row_chunks: code.row_chunks(),
-            walk_share: options.walk_share,
+            walk_share: windows.walk_share(&options),
             vm_api: options.vm_api,
         };
         let mut session = Session::attach(&plan, pid, &settings)
             .with_context(|| format!("cannot follow the allocations of process {pid}"))?;
+        if let Some(error) = session.without_faults() {
+            defects.push(format!("page faults are not followed: {}", crate::erts::alloc::survey::whole(error)));
+        }
         code.publish(&mut session)?;
         session.set_erlang(code.erlang.offsets(), code.erlang.schedulers())?;
         Ok(Self {
@@ -176,6 +197,8 @@ impl Recorder {
             learned: Instant::now(),
             snapshots: Vec::new(),
             looks: Looks::default(),
+            faults: Faults::new(procfs::page_size()),
+            windows,
             malformed: 0,
             defects,
         })
@@ -183,12 +206,13 @@ impl Recorder {
 
     /// Begins to record.
     pub fn start(&mut self) -> anyhow::Result<()> {
-        self.looks.take(&self.target, 0.0, &mut self.defects);
+        self.looks.take(&self.target, 0.0, Pages::default(), &mut self.defects);
         self.snapshots.push(self.target.snapshot(0.0)?);
         self.start_unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let pid = self.target.pid();
+        self.session.start().with_context(|| format!("cannot follow the allocations of process {pid}"))?;
         self.ledger = Ledger::new(monotonic()?, procfs::page_size(), self.code.heap_end());
         self.started = Instant::now();
-        self.session.start()?;
         Ok(())
     }
 
@@ -240,6 +264,7 @@ impl Recorder {
         if self.learned.elapsed() >= LEARN_EVERY {
             self.learn();
         }
+        self.keep_budget()?;
         Ok([new_stacks, events.len(), samples].contains(&RECORDS_AT_ONCE))
     }
 
@@ -259,7 +284,7 @@ impl Recorder {
     }
 
     fn take_samples(&mut self) -> anyhow::Result<usize> {
-        let Self { session, ledger, malformed, code, target, stacks, plan, options, allocator_code, .. } = self;
+        let Self { session, ledger, malformed, code, target, stacks, plan, options, allocator_code, faults, .. } = self;
         let mut walked: Vec<SampleHeader> = Vec::new();
         let samples = session.read_samples(RECORDS_AT_ONCE, malformed, |header, captured| {
             let Some(captured) = captured else {
@@ -268,8 +293,9 @@ impl Recorder {
             };
             let is_mapping = header.origin == SampleOrigin::Mapping as u32;
             let is_thread = header.origin == SampleOrigin::Thread as u32;
+            let is_fault = header.origin == SampleOrigin::Fault as u32;
             let from_system_call = is_mapping && matches!(plan.mapping_calls, MappingCalls::SystemCalls { .. });
-            let stack = code.unwind(target, &captured, !from_system_call);
+            let stack = code.unwind(target, &captured, !from_system_call && !is_fault);
             stacks.count(&stack);
             if is_mapping && is_in(allocator_code, &stack) {
                 ledger.mapping_of_allocator(header.thread, header.sequence);
@@ -282,12 +308,18 @@ impl Recorder {
             }
             stacks.thread(id, header.thread);
             ledger.thread(id, &captured.image.command);
+            if is_fault {
+                faults.take(header, id);
+                return;
+            }
             ledger.sample(header, id, options.sample_interval);
         });
         for header in walked {
             let id = self.stacks.walked(header.stack, &self.session, &self.target, &mut self.ledger)?;
             if header.origin == SampleOrigin::Thread as u32 {
                 self.stacks.created(header.sequence, id);
+            } else if header.origin == SampleOrigin::Fault as u32 {
+                self.faults.take(&header, id);
             } else {
                 self.ledger.sample(&header, id, self.options.sample_interval);
             }
@@ -314,7 +346,7 @@ impl Recorder {
             self.ledger.prove(&self.code.mappings);
         }
         self.ledger.observe(at, &sites);
-        self.looks.go_on(&self.target, at, &mut self.defects);
+        self.looks.go_on(&self.target, at, || self.faults.pages(), &mut self.defects);
         match self.target.snapshot(at) {
             Ok(snapshot) => self.snapshots.push(snapshot),
             // A process that is gone has no figures; the snapshots before it stay.

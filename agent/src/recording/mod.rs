@@ -188,6 +188,9 @@ pub struct FaultSite {
     pub sampled: u64,
 }
 
+/// Names of the calls by which mappings are made.
+const MAPPING_CALLS: [&str; 3] = ["mmap", "mremap", "brk"];
+
 /// Why a recording ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -246,9 +249,11 @@ pub struct Site {
     /// Blocks or mappings of the freed part.
     pub freed_blocks: u64,
     /// Outstanding bytes over the time in which allocations were followed: blind spans are left out of it, and what was
-    /// outstanding before one stays so.
+    /// outstanding before one stays so. Mappings and requests for carriers are followed in blind spans as well, so that
+    /// theirs is over the time of the recording ([`Site::is_always_followed`]).
     pub outstanding: Series,
-    /// When the outstanding blocks were allocated. Where there are blind spans: each within the time between two of them.
+    /// When the outstanding blocks were allocated. Where there are blind spans: each within the time between two of them,
+    /// but for those that are always followed.
     pub survivors: Survivors,
     /// Whether the figures are exact for this stack, or were divided among stacks by samples.
     pub exact: bool,
@@ -272,6 +277,16 @@ pub enum Asked {
 }
 
 impl Recording {
+    /// Share of one processor's time that it has cost the node; `None`: it could not be measured.
+    pub fn cost_share(&self) -> Option<f64> {
+        self.cost.node_seconds.filter(|_| self.interval.seconds > 0.0).map(|spent| spent / self.interval.seconds)
+    }
+
+    /// Seconds over which the outstanding bytes of a site were followed: the length of the axis of [`Site::outstanding`].
+    pub fn seconds_of(&self, site: &Site) -> f64 {
+        if site.is_always_followed() { self.interval.seconds } else { self.followed_seconds() }
+    }
+
     /// Seconds in which allocations were followed.
     pub fn followed_seconds(&self) -> f64 {
         let blind: f64 = self.blind.iter().map(|span| (span.until - span.from).max(0.0)).sum();
@@ -280,6 +295,13 @@ impl Recording {
 }
 
 impl Site {
+    /// Whether it is followed in blind spans too: a mapping call, or a request for carriers.
+    pub fn is_always_followed(&self) -> bool {
+        let leaf = self.stack.frames.first().and_then(|frame| frame.function.as_deref());
+        matches!(self.asked, Asked::Carriers { .. })
+            || (self.asked == Asked::System && leaf.is_some_and(|name| MAPPING_CALLS.contains(&name)))
+    }
+
     /// Bytes allocated during the recording and not freed by its end.
     pub fn outstanding_bytes(&self) -> u64 {
         self.allocated_bytes.saturating_sub(self.freed_bytes)

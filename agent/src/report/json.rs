@@ -5,15 +5,16 @@
 //! the memory is native code's or, for want of a stack, of unknown owner. A site of kind `vm_api` was seen at the VM's
 //! own functions for native code: what they hand out lies in carriers and is in none of the `totals`. A site of kind
 //! `carrier` has an `allocator`, and where the VM exports the function by which its allocators ask for carriers, there are
-//! more of them with the number of `requests` and `requested_bytes`: these are no memory beside that of the others.
+//! more of them with the number of `requests` and `requested_bytes`: these are no memory beside that of the others. A site of
+//! kind `fault` is a stack that touched memory first: `faulted_bytes` of the `owner`, in `faults`; it has asked for nothing.
 
 use serde_json::{Value, json};
 
-use super::{Report, Total, memory};
+use super::{Report, Total, memory, text, verdict};
 use crate::{
     attribute::{Class, Evidence, RankedSite},
     erts::thread::ThreadKind,
-    recording::Asked,
+    recording::{Asked, FaultSite},
     report::label,
     stack::{Frame, FrameKind},
 };
@@ -27,8 +28,10 @@ pub fn render(report: &Report<'_>, top: Option<usize>) -> String {
     let interval = &recording.interval;
     let top = top.unwrap_or(usize::MAX);
     let found: usize = [&report.sites, &report.vm_api, &report.carriers].map(Vec::len).iter().sum();
+    let found = found.saturating_add(report.faults.len());
     let asked_of_vm = report.vm_api.iter().take(top).chain(report.carriers.iter().take(top));
-    let sites: Vec<_> = report.sites.iter().take(top).chain(asked_of_vm).map(site).collect();
+    let sites = report.sites.iter().take(top).chain(asked_of_vm).map(site);
+    let sites: Vec<_> = sites.chain(report.faults.iter().take(top).map(|site| fault(site))).collect();
     let mut json = json!({
         "schema": SCHEMA,
         "beamscope": recording.beamscope,
@@ -38,16 +41,24 @@ pub fn render(report: &Report<'_>, top: Option<usize>) -> String {
             "seconds": interval.seconds,
             "snapshots": recording.snapshots.len(),
             "mode": interval.mode,
+            "followed_seconds": recording.followed_seconds(),
             "ended": interval.ended,
         },
         "rss": rss(report),
         "totals": { "native": total(&report.native), "vm": total(&report.vm), "unknown": total(&report.unknown) },
         "sites_found": found,
         "sites": sites,
-        "verdicts": [],
+        "verdicts": verdict::json::verdicts(&report.verdicts),
+        "thresholds": verdict::json::thresholds(),
+        "blind": recording.blind,
         "losses": recording.losses,
         "counts": recording.counts,
-        "cost": { "node_cpu_share": null, "events_per_s": report.calls_per_second(), "budget": null },
+        "cost": {
+            "node_cpu_share": recording.cost_share(),
+            "events_per_s": report.calls_per_second(),
+            "budget": recording.cost.budget,
+            "steps": recording.cost.steps,
+        },
         "probes": recording.probes,
         "notes": recording.notes,
         "defects": recording.defects,
@@ -149,8 +160,47 @@ fn site(ranked: &RankedSite<'_>) -> Value {
         "thread_kind": site.thread.as_ref().map(ThreadKind::role),
         "thread": site.threads.first(),
         "threads": site.threads,
+        "owner": null,
+        "faults": null,
+        "faulted_bytes": null,
         "stack_end": site.stack.end,
         "stack": frames.iter().map(frame).collect::<Vec<_>>(),
+    })
+}
+
+fn fault(site: &FaultSite) -> Value {
+    let FaultSite { stack, owner, thread, threads, faults, bytes, sampled } = site;
+    let toucher = text::faults::toucher(&stack.frames);
+    let erlang = stack.frames.iter().find(|frame| frame.kind == FrameKind::Erlang);
+    json!({
+        "kind": "fault",
+        "class": null,
+        "carriers": null,
+        "allocator": null,
+        "requests": null,
+        "requested_bytes": null,
+        "outstanding_bytes": 0,
+        "outstanding_blocks": 0,
+        "allocated_bytes": 0,
+        "freed_bytes": 0,
+        "growth_per_s": null,
+        "oldest_s": null,
+        "survivors_by_quarter": null,
+        "exact": faults == sampled,
+        "library": toucher.and_then(|frame| frame.module.as_ref()),
+        "via": null,
+        "function": toucher.map(label::function),
+        "mfa": erlang.map(label::function),
+        "driver": null,
+        "creator": null,
+        "thread_kind": thread.as_ref().map(ThreadKind::role),
+        "thread": threads.first(),
+        "threads": threads,
+        "owner": owner.as_ref().map(ToString::to_string),
+        "faults": faults,
+        "faulted_bytes": bytes,
+        "stack_end": stack.end,
+        "stack": stack.frames.iter().map(frame).collect::<Vec<_>>(),
     })
 }
 
@@ -189,9 +239,9 @@ mod tests {
     #[test]
     fn all_keys_of_the_schema_are_there() {
         let schema = [
-            ("", "schema node interval rss allocators libc tags sites verdicts losses cost defects"),
+            ("", "schema node interval rss allocators libc tags sites verdicts thresholds blind losses cost defects"),
             ("/node", "pid name otp_release erts_version emulator arch libc kernel container"),
-            ("/interval", "start_unix seconds snapshots mode"),
+            ("/interval", "start_unix seconds snapshots mode followed_seconds"),
             ("/rss", "total pss anon file shmem swap owners unattributed"),
             (
                 "/sites/0",
@@ -199,7 +249,8 @@ mod tests {
                  mfa thread stack",
             ),
             ("/sites/0/stack/0", "kind module function offset file line"),
-            ("/cost", "node_cpu_share events_per_s budget"),
+            ("/cost", "node_cpu_share events_per_s budget steps"),
+            ("/verdicts/6", "id answer confidence bytes growth_per_s subject summary evidence next"),
         ];
         let full = sample::recording();
         let bare = Recording { snapshots: Vec::new(), ..sample::recording() };
@@ -218,8 +269,10 @@ mod tests {
     fn stacks_run_from_the_leaf() {
         let recording = sample::recording();
         let json: Value = serde_json::from_str(&render(&Report::new(&recording), Some(1))).expect("is JSON");
-        assert_eq!(json["sites"].as_array().map(Vec::len), Some(1));
-        assert_eq!(json["sites_found"], recording.sites.len());
+        assert_eq!(json["sites"].as_array().map(Vec::len), Some(2), "one that asked, and one that touched");
+        assert_eq!(keys(&json["sites"][0]), keys(&json["sites"][1]));
+        assert_eq!(json["sites"][1]["function"], "leak_block");
+        assert_eq!(json["sites_found"], recording.sites.len() + recording.faults.len());
         assert_eq!(json["sites"][0]["stack"][0]["function"], "malloc");
         assert_eq!(json["sites"][0]["function"], "keep");
         assert_eq!(json["sites"][0]["library"], "leaky.so");

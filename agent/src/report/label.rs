@@ -38,6 +38,14 @@ pub fn function_and_module(frame: &Frame) -> String {
     }
 }
 
+/// The frame as a line of a stack: `leak_nif [leaky.so]  leaky.c:42`.
+pub fn line(frame: &Frame) -> String {
+    let kind = if frame.kind == FrameKind::Unknown { " (in no mapping)" } else { "" };
+    let inlined = if frame.inlined { " (inlined)" } else { "" };
+    let place = place(frame).map(|place| format!("  {place}")).unwrap_or_default();
+    format!("{}{kind}{inlined}{place}", function_and_module(frame))
+}
+
 /// A C++ function without the list of its parameters, which is longer than its name and says less.
 fn without_parameters(function: &str) -> &str {
     let end = function.strip_suffix(" const").unwrap_or(function);

@@ -47,6 +47,7 @@ pub fn effect(counter: &str) -> &'static str {
         "stack_table_full" | "stack_collisions" | "walkers_busy" => {
             "stacks could not be kept in the kernel and were sampled instead: how a site divides is less certain"
         }
+        "faults_without_room" => "page faults on more pages than are kept: whose these pages are is not known",
         "stacks_without_room" => {
             "stacks were too many to keep: their bytes are counted without callers; totals are right"
         }
@@ -79,6 +80,9 @@ pub fn meaning(counter: &str) -> Option<&'static str> {
         "unwalked_allocations" => {
             "allocations divided among stacks by samples: to keep to --walk-share, or in new code"
         }
+        "page_faults" => "page faults of the node",
+        "sampled_faults" => "of them those whose stack was taken; they stand for the others",
+        "fault_nanoseconds" => "nanoseconds that this took",
         "reserved_bytes" => "bytes of address space set aside; what has become accessible counts as memory instead",
         _ => return None,
     })

@@ -6,10 +6,12 @@ pub mod json;
 pub mod label;
 mod legend;
 pub mod loss;
+pub mod markdown;
 pub mod memory;
 mod page;
 pub mod text;
 pub mod unit;
+pub(crate) mod verdict;
 
 use std::{cmp::Reverse, collections::BTreeMap};
 
@@ -17,7 +19,7 @@ use self::memory::Memory;
 use crate::{
     attribute::{Class, RankedSite, attribute},
     judge::{self, Case, Verdict},
-    recording::{Asked, CarrierSeen, Recording, Snapshot},
+    recording::{Asked, CarrierSeen, FaultSite, Recording, Snapshot},
 };
 
 /// A recording, with an owner for each site, ranked.
@@ -41,6 +43,8 @@ pub struct Report<'a> {
     pub sites: Vec<RankedSite<'a>>,
     /// Those at which native code asked the VM, in the same order. Their bytes lie in carriers, so they are in no sum.
     pub vm_api: Vec<RankedSite<'a>>,
+    /// The stacks that touched memory first, by falling bytes.
+    pub faults: Vec<&'a FaultSite>,
     /// Those at which the VM's allocators asked for carriers, by falling bytes. Which of them are still there is not known.
     pub carriers: Vec<RankedSite<'a>>,
 }
@@ -102,13 +106,15 @@ impl<'a> Report<'a> {
             interval: Some(&recording.interval),
             followed_seconds: recording.followed_seconds(),
             snapshots: &recording.snapshots,
-            looks: &recording.looks,
+            looks: Case::with_owners(&recording.looks),
             sites: &sites,
             vm_api: &vm_api,
             faults: &recording.faults,
             losses: &recording.losses,
             counts: &recording.counts,
         });
+        let mut faults: Vec<_> = recording.faults.iter().collect();
+        faults.sort_by(|one, other| other.bytes.cmp(&one.bytes).then_with(|| one.stack.cmp(&other.stack)));
         let mut report = Self {
             recording,
             verdicts,
@@ -119,6 +125,7 @@ impl<'a> Report<'a> {
             unknown: Total::default(),
             sites,
             vm_api,
+            faults,
             carriers,
         };
         for ranked in &report.sites {

@@ -26,9 +26,11 @@ pub(crate) struct Erlang {
 }
 
 impl Erlang {
-    /// Of `thread`. `process` is what a register says that should point to the process; 0: nothing.
+    /// Of `thread`. `process` is what a register says that should point to the process; 0: nothing. `running` is the thread's
+    /// stack pointer, which counts where it lies in the process's memory: then the process's own is that of the last time
+    /// that it called the VM.
     #[inline(always)]
-    pub(crate) fn of_thread(control: &Control, thread: u32, process: u64) -> Self {
+    pub(crate) fn of_thread(control: &Control, thread: u32, process: u64, running: u64) -> Self {
         let mut found = Self { end: ErlangEnd::NoProcess, scheduler: 0, current: [0; 3], driver: 0, top: 0, bottom: 0 };
         let offsets = &control.erlang;
         let mut process = process;
@@ -54,25 +56,28 @@ impl Erlang {
         if process != 0 {
             found.end = ErlangEnd::Unknown;
             if offsets.hend != 0 {
-                found.read_process(control, process);
+                found.read_process(control, process, running);
             }
         }
         found
     }
 
     #[inline(always)]
-    fn read_process(&mut self, control: &Control, process: u64) {
+    fn read_process(&mut self, control: &Control, process: u64, running: u64) {
         let offsets = &control.erlang;
         let word = |offset: u32| read_word(process.wrapping_add(offset.into()));
         self.end = ErlangEnd::Unreadable;
         let Some(htop) = word(offsets.htop) else { return };
-        let Some(stop) = word(offsets.stop) else { return };
+        let Some(mut stop) = word(offsets.stop) else { return };
         let Some(heap) = word(offsets.heap) else { return };
         let Some(hend) = word(offsets.hend) else { return };
         let Some(current) = word(offsets.current) else { return };
         if heap == 0 || heap > htop || htop > stop || stop > hend || (stop | hend) & 7 != 0 {
             self.end = ErlangEnd::Implausible;
             return;
+        }
+        if running >= htop && running <= hend && running & 7 == 0 {
+            stop = running;
         }
         if current != 0 {
             // SAFETY: the helper checks the address. The VM may have given the place up meanwhile.

@@ -9,8 +9,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
 use beamscope_probe::{
-    Block, Call, Control, Counter, EXPONENTIAL_DRAWS, MODULES, Module, PLACES, ROWS_PER_CHUNK, Row, Rule, Scheduler,
-    Site, SiteKey, StoredStack, WALK_ENDS,
+    Block, Call, Control, Counter, EXPONENTIAL_DRAWS, MODULES, Module, PLACES, Pace, ROWS_PER_CHUNK, Row, Rule,
+    Scheduler, Site, SiteKey, StoredStack, WALK_ENDS,
 };
 
 use super::{
@@ -81,6 +81,9 @@ pub(crate) static WALKS: PerCpuArray<Walk> = PerCpuArray::with_max_entries(SLOTS
 /// What walks may cost.
 #[map]
 pub(crate) static WALK_BUDGET: PerCpuArray<Budget> = PerCpuArray::with_max_entries(1, 0);
+/// Which page faults are looked at.
+#[map]
+pub(crate) static FAULT_PACE: PerCpuArray<Pace> = PerCpuArray::with_max_entries(1, 0);
 /// Walks by how they ended.
 #[map]
 pub(crate) static WALKS_BY_END: PerCpuArray<u64> = PerCpuArray::with_max_entries(WALK_ENDS, 0);

@@ -2,6 +2,7 @@
 
 pub(crate) mod allocation;
 pub(crate) mod erlang;
+pub(crate) mod fault;
 pub(crate) mod keep;
 pub(crate) mod lookup;
 pub(crate) mod mapping;

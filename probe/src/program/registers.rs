@@ -1,7 +1,7 @@
 //! The user's registers at a probe: what an unwinder starts from.
 
 use aya_ebpf::{
-    bindings::pt_regs,
+    bindings::{bpf_perf_event_data, pt_regs},
     helpers::{bpf_probe_read_kernel, generated},
     programs::{ProbeContext, RetProbeContext},
 };
@@ -42,6 +42,30 @@ impl Registers {
     pub(crate) fn of_return(ctx: &RetProbeContext) -> Self {
         // SAFETY: the kernel passes the registers as the program's context.
         Self::from_context(unsafe { &*ctx.regs })
+    }
+
+    /// Where a page fault was taken; `None`: in the kernel, on behalf of a system call.
+    #[cfg(bpf_target_arch = "x86_64")]
+    #[inline(always)]
+    pub(crate) fn of_fault(fault: &bpf_perf_event_data) -> Option<Self> {
+        const USER: u64 = 3;
+        (fault.regs.cs & USER == USER).then(|| Self::from_context(&fault.regs))
+    }
+
+    /// Where a page fault was taken; `None`: in the kernel, on behalf of a system call.
+    #[cfg(bpf_target_arch = "aarch64")]
+    #[inline(always)]
+    pub(crate) fn of_fault(fault: &bpf_perf_event_data) -> Option<Self> {
+        /// `PSR_MODE_MASK`; 0 is `PSR_MODE_EL0t` (arch/arm64/include/uapi/asm/ptrace.h).
+        const MODE: u64 = 15;
+        let registers = &fault.regs;
+        (registers.pstate & MODE == 0).then(|| Self {
+            instruction_pointer: registers.pc,
+            stack_pointer: registers.sp,
+            frame_pointer: registers.regs[29],
+            link_register: registers.regs[30],
+            process: registers.regs[21],
+        })
     }
 
     /// At a function's entry: where it returns to.

@@ -98,6 +98,34 @@ pub(crate) fn of_thread<const WALK: bool>(control: &Control, new: u32, registers
     };
 }
 
+/// Captures the stack that took a page fault at `address`, which stands for `faults` of them. `WALK`: it is walked here.
+#[inline(always)]
+pub(crate) fn of_fault<const WALK: bool>(
+    control: &Control,
+    at: u64,
+    address: u64,
+    faults: u32,
+    registers: Option<&Registers>,
+) {
+    let header = SampleHeader {
+        sequence: at,
+        address,
+        size: faults.into(),
+        thread: thread(),
+        origin: SampleOrigin::Fault as u32,
+        ..SampleHeader::default()
+    };
+    let Some(registers) = registers else {
+        send(&header);
+        return;
+    };
+    let stack = if WALK { walk::stack(control, registers, false).key() } else { 0 };
+    match stack {
+        0 => capture(control, &header, registers),
+        stack => send(&SampleHeader { stack, ..header }),
+    };
+}
+
 /// Whether one of the points that lie on the line of allocated bytes, at exponential distances, lies in the next
 /// `size` bytes. Each processor has a line of its own, which makes no difference to a Poisson process.
 #[inline(always)]
@@ -142,7 +170,7 @@ fn capture(control: &Control, header: &SampleHeader, registers: &Registers) -> b
     // SAFETY: the reserved record, which is large enough.
     let (stack, words) = unsafe { ((&raw mut (*sample).stack).cast::<u8>(), &raw mut (*sample).erlang) };
     let captured = read_stack(stack, registers.stack_pointer);
-    let mut erlang = Erlang::of_thread(control, header.thread, 0);
+    let mut erlang = Erlang::of_thread(control, header.thread, 0, registers.stack_pointer);
     let bytes = erlang.bottom - erlang.top;
     let mut erlang_words = 0;
     if bytes != 0 && bytes <= (ERLANG_WORDS * 8) as u64 {

@@ -207,7 +207,9 @@ fn walk(control: &Control, registers: &Registers, leaf_is_return: bool, slot: u3
         return Walked::NewCode;
     }
     let in_process = walk.stack.end == WalkEnd::Jit as u32;
-    let erlang = Erlang::of_thread(control, thread, if in_process { walk.process } else { 0 });
+    // Code that the VM made runs on the Erlang process's stack.
+    let running = if in_process && walk.stack.native == 1 { registers.stack_pointer } else { 0 };
+    let erlang = Erlang::of_thread(control, thread, if in_process { walk.process } else { 0 }, running);
     walk.stack.erlang_end = erlang.end as u32;
     walk.stack.scheduler = erlang.scheduler;
     walk.stack.current = erlang.current;

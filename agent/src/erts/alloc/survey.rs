@@ -150,7 +150,8 @@ pub fn survey<M: ReadMemory + Sync + ?Sized>(
     let layout = calibrated(&located, &names, memory)?;
     let mut defects = Vec::new();
     let instances = copies(&located, memory)?;
-    let asked = if (effort.is_over)() { Depth::Counters } else { effort.depth };
+    // Carriers are few beside blocks, and without them no byte has an owner: they are looked at in any case.
+    let asked = effort.depth;
     let (instances, mut carriers) = match asked {
         Depth::Counters => (instances, Vec::new()),
         Depth::Headers | Depth::Full => listed(&located, &layout, memory, &mut defects)?,

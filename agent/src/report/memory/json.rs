@@ -15,27 +15,33 @@ use crate::{
     explain::model::{
         EmptyCarriers, Explanation, InstanceFacts, LibcFacts, MsegFacts, Owned, Pinned, Place, Tagged, Walked,
     },
+    judge::Verdict,
     recording::Node,
-    report::json::SCHEMA,
+    report::{json::SCHEMA, verdict},
 };
 
-/// Renders a look as a report of its own.
-pub fn render(explanation: &Explanation) -> String {
+/// Renders a look, and what it answers, as a report of its own.
+pub fn render(explanation: &Explanation, verdicts: &[Verdict]) -> String {
     let Explanation { node, taken_unix, notes, defects, .. } = explanation;
     let mut report = Map::new();
     let mut put = |key: &str, value: Value| report.insert(key.to_owned(), value);
     put("schema", json!(SCHEMA));
     put("beamscope", json!(env!("CARGO_PKG_VERSION")));
     put("node", self::node(node));
-    put("interval", json!({ "start_unix": taken_unix, "seconds": 0.0, "snapshots": 1, "mode": "explain" }));
+    put(
+        "interval",
+        json!({ "start_unix": taken_unix, "seconds": 0.0, "snapshots": 1, "mode": "explain", "followed_seconds": 0.0 }),
+    );
     put("rss", rss(explanation));
     for (key, value) in sections(&Memory::once(explanation)) {
         put(key, value);
     }
     put("sites", json!([]));
-    put("verdicts", json!([]));
+    put("verdicts", json!(verdict::json::verdicts(verdicts)));
+    put("thresholds", json!(verdict::json::thresholds()));
+    put("blind", json!([]));
     put("losses", json!({}));
-    put("cost", json!({ "node_cpu_share": null, "events_per_s": null, "budget": null }));
+    put("cost", json!({ "node_cpu_share": null, "events_per_s": null, "budget": null, "steps": [] }));
     put("notes", json!(notes));
     put("defects", json!(defects));
     format!("{:#}\n", Value::Object(report))

@@ -30,7 +30,10 @@ impl<'a> Memory<'a> {
 
     /// The last of `looks`, and the growth since the first. `None`: there is no look.
     pub fn of(looks: &'a [Look]) -> Option<Self> {
-        let (first, last) = (looks.first()?, looks.last()?);
+        let knows = |look: &&Look| look.explanation.knows_owners();
+        let Some((first, last)) = looks.iter().find(knows).zip(looks.iter().rfind(knows)) else {
+            return Some(Self::once(&looks.last()?.explanation));
+        };
         let seconds = last.at - first.at;
         if seconds <= 0.0 {
             return Some(Self::once(&last.explanation));

@@ -8,11 +8,13 @@ use crate::{
         by_allocator,
         model::{Explanation, InstanceFacts, Place, Walked},
     },
+    judge::Verdict,
     report::{
         label,
         memory::{Memory, held},
         page::{HEADING, Page, of, table},
         unit::{self, Units},
+        verdict,
     },
 };
 
@@ -39,16 +41,18 @@ impl Default for Options {
     }
 }
 
-/// Renders one look as a report of its own.
-pub fn render(explanation: &Explanation, options: Options) -> String {
+/// Renders one look, and what it answers, as a report of its own.
+pub fn render(explanation: &Explanation, verdicts: &[Verdict], options: Options) -> String {
     let mut text = String::new();
     let mut page = Page::new(&mut text);
     let memory = Memory::once(explanation);
     let mut whole = || -> fmt::Result {
         header(&mut page, explanation, options.units)?;
+        verdict::text::sections(&mut page, verdicts, options.units)?;
         sections(&mut page, &memory, options)?;
         remarks(&mut page, "Notes", &explanation.notes)?;
-        remarks(&mut page, "Defects", &explanation.defects)
+        remarks(&mut page, "Defects", &explanation.defects)?;
+        verdict::text::thresholds(&mut page, options.units)
     };
     #[expect(clippy::expect_used, reason = "writing to a String fails only where a Display of ours does")]
     whole().expect("a String takes everything");

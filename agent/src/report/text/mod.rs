@@ -3,6 +3,7 @@
 //! It fits a terminal of 100 columns. Headings are styled with ANSI sequences; who writes the text takes them out where they are not wanted.
 
 mod asked;
+pub(super) mod faults;
 
 use std::fmt::{self, Write as _};
 
@@ -10,6 +11,7 @@ use super::{
     Report, Total, header, label, loss, memory,
     page::{HEADING, Page, of, table},
     unit::{self, Units},
+    verdict,
 };
 use crate::{
     attribute::{Class, Evidence, RankedSite},
@@ -57,6 +59,7 @@ struct Text<'a> {
 impl Text<'_> {
     fn write(&mut self) -> fmt::Result {
         self.header()?;
+        verdict::text::sections(&mut self.page, &self.report.verdicts, self.options.units)?;
         self.totals()?;
         let sites = &self.report.sites;
         let (vm, others): (Vec<_>, Vec<_>) = sites.iter().partition(|ranked| ranked.attribution.class == Class::Vm);
@@ -69,12 +72,14 @@ impl Text<'_> {
         self.vm_table(&vm)?;
         self.carriers()?;
         self.vm_api()?;
+        self.faults()?;
         if let Some(memory) = &self.report.memory {
             let options = memory::text::Options { units: self.options.units, ..memory::text::Options::default() };
             memory::text::sections(&mut self.page, memory, options)?;
         }
         self.losses()?;
-        self.remarks()
+        self.remarks()?;
+        verdict::text::thresholds(&mut self.page, self.options.units)
     }
 
     fn header(&mut self) -> fmt::Result {
@@ -82,6 +87,11 @@ impl Text<'_> {
         writeln!(self.page, "{HEADING}Memory of {}{HEADING:#}", header::node_name(&recording.node))?;
         self.page.field("node", &header::node_facts(&recording.node))?;
         self.page.field("recorded", &header::interval_facts(&recording.interval, &recording.beamscope))?;
+        for (name, fact) in [("cost", header::cost(self.report)), ("followed", header::followed(recording))] {
+            if let Some(fact) = fact {
+                self.page.hanging(&format!("{name:<11}"), 11, &fact)?;
+            }
+        }
         let Some(rss) = self.report.rss else {
             return self.page.field("RSS", "not known: no snapshot was taken");
         };
@@ -207,10 +217,7 @@ impl Text<'_> {
 
     fn frames(&mut self, stack: &Stack) -> fmt::Result {
         for frame in &stack.frames {
-            let kind = if frame.kind == FrameKind::Unknown { " (in no mapping)" } else { "" };
-            let inlined = if frame.inlined { " (inlined)" } else { "" };
-            let place = label::place(frame).map(|place| format!("  {place}")).unwrap_or_default();
-            writeln!(self.page, "      {}{kind}{inlined}{place}", label::function_and_module(frame))?;
+            writeln!(self.page, "      {}", label::line(frame))?;
         }
         match end(stack.end) {
             Some(end) => writeln!(self.page, "      ({end})"),
@@ -296,6 +303,7 @@ fn end(end: StackEnd) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::page;
     use crate::{
         recording::{Asked, Recording},
         sample,
@@ -332,13 +340,23 @@ mod tests {
     fn what_the_vm_was_asked_for_has_a_table_of_its_own() {
         let mut recording = sample::recording();
         let before = plain(&recording, Options::default());
-        assert!(!before.contains("asked the VM for"), "{before}");
+        assert!(!before.contains("native code asked the VM for"), "{before}");
         recording.sites[0].asked = Asked::Vm;
         let report = Report::new(&recording);
         assert_eq!([report.sites.len(), report.vm_api.len()], [recording.sites.len() - 1, 1]);
         let text = plain(&recording, Options::default());
         let (native, vm) = text.split_once("What native code asked the VM for").expect("a table");
         assert!(vm.contains("These blocks lie in carriers") && !native.contains("These blocks"), "{text}");
+    }
+
+    #[test]
+    fn who_touches_memory_is_a_lead_only() {
+        let text = plain(&sample::recording(), Options::default());
+        let (_, faults) = text.split_once("Who touched memory first\n").expect("a table");
+        assert!(faults.contains("native.used") && faults.contains("A lead and no proof"), "{faults}");
+        assert!(faults.contains("leak_block") && !faults.contains("memset"), "{faults}");
+        let none = Recording { faults: Vec::new(), ..sample::recording() };
+        assert!(!plain(&none, Options::default()).contains("Who touched"));
     }
 
     #[test]
@@ -363,7 +381,9 @@ mod tests {
             }
         }
         let text = render(&Report::new(&recording), Options::default());
-        let ours = text.replace(&format!("{HEADING}"), "").replace(&format!("{HEADING:#}"), "");
+        let ours = [HEADING, page::ALARM, page::DOUBT, page::QUIET, page::PASTE]
+            .iter()
+            .fold(text, |text, style| text.replace(&format!("{style}"), "").replace(&format!("{style:#}"), ""));
         assert!(!ours.contains(['\x1b', '\x07']), "{ours}");
     }
 }

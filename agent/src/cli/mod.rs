@@ -1,11 +1,13 @@
 //! What can be asked of the command, and in which words?
 
+mod fail_on;
+
 use std::{path::PathBuf, time::Duration};
 
 use anstream::ColorChoice;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{kernel::plan::StackEngine, recording::Mode, report::flame::Measure};
+use crate::{judge::Condition, kernel::plan::StackEngine, recording::Mode, report::flame::Measure};
 
 /// The command line.
 #[derive(Clone, Debug, Parser)]
@@ -74,7 +76,7 @@ pub enum Command {
 pub struct PsArgs {
     /// How to write the list
     #[arg(long, value_enum, default_value_t)]
-    pub format: ReportFormat,
+    pub format: ListFormat,
 }
 
 /// Arguments of `doctor`.
@@ -82,7 +84,7 @@ pub struct PsArgs {
 pub struct DoctorArgs {
     /// How to write what was found
     #[arg(long, value_enum, default_value_t)]
-    pub format: ReportFormat,
+    pub format: ListFormat,
     /// The node: a pid, node name, registered name or container id; may be left out where there is only one
     pub target: Option<String>,
 }
@@ -110,6 +112,11 @@ pub struct ExplainArgs {
     /// How the report is written
     #[command(flatten)]
     pub writing: Writing,
+    /// Exit with code 3 where one of these verdicts is confirmed: a list such as
+    /// `native_leak>1MiB/min,fragmentation`, or `any`. A bound is a rate for what grows, else a size; quote it for the
+    /// shell
+    #[arg(long, value_name = "VERDICT[>BOUND]", value_delimiter = ',', value_parser = fail_on::parse_condition)]
+    pub fail_on: Vec<Condition>,
     /// Replace files where they exist
     #[arg(long)]
     pub force: bool,
@@ -163,6 +170,11 @@ pub struct RecordArgs {
     /// Share of one processor's time that --mode auto may cost the node, in percent; 1 for a careful look in production
     #[arg(long, value_name = "PERCENT", default_value = "15", value_parser = parse_percent)]
     pub budget: f64,
+    /// Exit with code 3 where one of these verdicts is confirmed: a list such as
+    /// `native_leak>1MiB/min,fragmentation`, or `any`. A bound is a rate for what grows, else a size; quote it for the
+    /// shell
+    #[arg(long, value_name = "VERDICT[>BOUND]", value_delimiter = ',', value_parser = fail_on::parse_condition)]
+    pub fail_on: Vec<Condition>,
     /// Replace the file where it exists
     #[arg(long)]
     pub force: bool,
@@ -236,6 +248,11 @@ pub struct ReportArgs {
     /// How the report is written
     #[command(flatten)]
     pub writing: Writing,
+    /// Exit with code 3 where one of these verdicts is confirmed: a list such as
+    /// `native_leak>1MiB/min,fragmentation`, or `any`. A bound is a rate for what grows, else a size; quote it for the
+    /// shell
+    #[arg(long, value_name = "VERDICT[>BOUND]", value_delimiter = ',', value_parser = fail_on::parse_condition)]
+    pub fail_on: Vec<Condition>,
     /// Replace the file where it exists
     #[arg(long, requires = "output")]
     pub force: bool,
@@ -248,6 +265,18 @@ pub enum ReportFormat {
     #[default]
     Text,
     /// For programs: `beamscope.report/1`
+    Json,
+    /// For an issue tracker
+    Markdown,
+}
+
+/// Forms of a list.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ListFormat {
+    /// For people
+    #[default]
+    Text,
+    /// For programs
     Json,
 }
 
