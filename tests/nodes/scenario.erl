@@ -18,7 +18,7 @@
 -export([churn/2, crypto/1, fill/3, fill_in/4, cache/3, burst/4, sessions/3, resizing/2, maps/2, threads_that_end/3,
          resources/2, enif_allocs/2, driver_allocs/2]).
 -export([binaries/2, binary_pool/3, rows/2, rows_that_level_off/2, tables/2, processes/2, heap_waves/2, messages/2,
-         timers/1, ports/1, code_again/1, known_atoms/1, files/1, text/1]).
+         timers/1, ports/1, known_atoms/1, files/1, text/1]).
 -on_load(load/0).
 
 -define(KINDS, [driver_malloc, driver_alloc, process, heap, message, atom, code, port]).
@@ -354,13 +354,6 @@ ports(PerSecond) ->
     port(),
     every(10, fun(_) ->
         [port_close(open_port({spawn_driver, "scenario_drv"}, [])) || _ <- lists:seq(1, PerSecond div 100)]
-    end).
-
-%% The same module, loaded again and again.
-code_again(PerSecond) ->
-    every(1000 div PerSecond, fun(_) ->
-        _ = code:purge(name(1)),
-        load_module(1)
     end).
 
 known_atoms(PerSecond) ->

@@ -49,7 +49,7 @@ pub(super) const VM: &[Scenario] = &[
     Scenario { name: "driver_alloc_in_balance", before: &["call scenario driver_allocs 5000 1000"], ..QUIET },
     Scenario { name: "timers", before: &["call scenario timers 2000"], ..QUIET },
     Scenario { name: "ports_in_balance", before: &["call scenario ports 1000"], ..QUIET },
-    Scenario { name: "code_again", before: &["call scenario code_again 4"], ..QUIET },
+    Scenario { name: "modules_loaded_once", during: &["once code 1 50"], ..QUIET },
     Scenario { name: "known_atoms", before: &["call scenario known_atoms 5000"], ..QUIET },
     Scenario { name: "files_read", before: &["call scenario files 100"], ..QUIET },
     Scenario { name: "text", before: &["call scenario text 1000"], ..QUIET },
