@@ -222,13 +222,12 @@ cache(Places, Bytes, PerSecond) ->
 
 %% Once, after so many milliseconds, for a second.
 burst(AfterMs, From, Count, Bytes) ->
-    _ = spawn(fun() ->
+    lasting(fun() ->
         timer:sleep(AfterMs),
         put(From, Count, Bytes),
         timer:sleep(1000),
         clear(From, Count)
-    end),
-    ok.
+    end).
 
 %% Blocks that live for 1.5 seconds each.
 sessions(From, Bytes, PerSecond) ->
@@ -263,15 +262,14 @@ binaries(PerSecond, Bytes) ->
 
 %% Binaries that are made within `Ms` milliseconds, and stay.
 binary_pool(Count, Bytes, Ms) ->
-    _ = spawn(fun() ->
+    lasting(fun() ->
         Steps = Ms div 10,
         Pool = [begin
             timer:sleep(10),
             [binary:copy(<<1>>, Bytes) || _ <- lists:seq(1, Count div Steps)]
         end || _ <- lists:seq(1, Steps)],
         receive never -> Pool end
-    end),
-    ok.
+    end).
 
 %% A table of so many rows, of which the oldest go as new ones come.
 rows(Count, PerSecond) ->
@@ -377,8 +375,17 @@ text(PerSecond) ->
     end).
 
 %% Does `Work(Round)` every so many milliseconds in a process of its own.
-every(Ms, Work) ->
-    _ = spawn(fun() -> every(Ms, Work, 0, erlang:monotonic_time(millisecond)) end),
+every(Ms, Work) -> lasting(fun() -> every(Ms, Work, 0, erlang:monotonic_time(millisecond)) end).
+
+%% A process without which the scenario would be another one: if it fails, the node ends, and with it the test.
+lasting(Work) ->
+    _ = spawn(fun() ->
+        try Work()
+        catch Class:Reason ->
+            io:format(standard_error, "scenario: ~0p ~0p~n", [Class, Reason]),
+            halt(1)
+        end
+    end),
     ok.
 
 every(Ms, Work, Round, Due) ->

@@ -73,6 +73,8 @@ fn run(scenario: &Scenario) -> Outcome {
         let bytes = node.figure("counters", counter) - before;
         Counted { bytes, seconds: since.elapsed().as_secs_f64() }
     });
+    // A node whose work has failed has ended.
+    node.ask("pid");
     if scenario.killed {
         node.kill();
     } else {
