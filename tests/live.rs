@@ -7,6 +7,8 @@ mod agent;
 mod agreement;
 #[path = "live/attach.rs"]
 mod attach;
+#[path = "live/budget.rs"]
+mod budget;
 #[path = "live/calls.rs"]
 mod calls;
 #[path = "live/cases/mod.rs"]
@@ -19,6 +21,8 @@ mod explain;
 mod explained;
 #[path = "live/facts.rs"]
 mod facts;
+#[path = "live/growth.rs"]
+mod growth;
 #[path = "live/heaps.rs"]
 mod heaps;
 #[path = "live/leaks.rs"]

@@ -36,15 +36,15 @@ pub(crate) struct Recording {
 impl Recording {
     /// Starts it on process `pid`, in the mode that follows every allocation, and waits until it records.
     pub(crate) fn start(pid: u32, arguments: &[&str]) -> Self {
-        Self::start_as(pid, &[&["--mode", "exact"], arguments].concat())
+        Self::start_as(pid, "exact", "120s", arguments)
     }
 
-    /// The same in the mode that the arguments name, or the default one.
-    pub(crate) fn start_as(pid: u32, arguments: &[&str]) -> Self {
+    /// The same in another mode, or for another time.
+    pub(crate) fn start_as(pid: u32, mode: &str, duration: &str, arguments: &[&str]) -> Self {
         assert!(nix::unistd::geteuid().is_root(), "live tests need root: run `cargo xtask test` as root");
         let folder = tempfile::tempdir().expect("a folder");
         let mut child = beamscope()
-            .args(["record", &pid.to_string(), "-d", "120s", "-o"])
+            .args(["record", &pid.to_string(), "--mode", mode, "-d", duration, "-o"])
             .arg(folder.path().join("node.bscope"))
             .args(arguments)
             .stderr(Stdio::piped())

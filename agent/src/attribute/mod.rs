@@ -83,7 +83,7 @@ pub fn attribute(site: &Site, carriers: &[&CarrierSeen]) -> Attribution {
         Asked::Vm => return asked_of_vm(&site.stack),
         Asked::Carriers { .. } => return asked_for_carrier(&site.stack.frames),
     }
-    let mut attribution = by_stack(&site.stack);
+    let mut attribution = by_stack(&site.stack, 1);
     let Some(found) = carrier_evidence(carriers) else {
         return attribution;
     };
@@ -140,7 +140,7 @@ fn asked_of_vm(stack: &Stack) -> Attribution {
         .skip(1)
         .filter_map(|(index, frame)| Some((index, frame, native_module(frame)?)));
     let mut outside = native.filter(|(_, frame, module)| !code::is_emulator(module) && !is_wrapper(frame)).peekable();
-    let Some((first, _, library)) = outside.peek().copied() else { return by_stack(stack) };
+    let Some((first, _, library)) = outside.peek().copied() else { return by_stack(stack, 1) };
     let inside = outside.take_while(|(_, _, module)| *module == library);
     let responsible =
         inside.filter(|(_, frame, _)| !wrapper::is_wrapper_function(frame)).map(|(index, ..)| index).next();
@@ -152,10 +152,37 @@ fn asked_of_vm(stack: &Stack) -> Attribution {
     }
 }
 
-fn by_stack(stack: &Stack) -> Attribution {
+/// Whose doing it was that memory was touched at `stack`: that of Erlang code as well, which asks for no memory by itself.
+pub fn attribute_touch(stack: &Stack) -> Attribution {
     let frames = &stack.frames;
-    // The first frame is the allocation function, wherever it lies.
-    let first = frames.iter().enumerate().skip(1).find(|(_, frame)| !is_wrapper(frame));
+    let attribution = by_stack(stack, 0);
+    let nameless = attribution.evidence.iter().find_map(|evidence| match evidence {
+        Evidence::NamelessCode(index) => Some(*index),
+        _ => None,
+    });
+    match nameless.and_then(|index| frames.get(index)).map(|frame| frame.kind) {
+        Some(FrameKind::Erlang | FrameKind::Jit) => {
+            Attribution { class: Class::Vm, responsible: nameless, ..attribution }
+        }
+        _ if attribution.class == Class::Vm => {
+            // Behind its allocators, or else the first that the VM exports.
+            let behind = asked_for_carrier(frames);
+            let named = if behind.evidence.is_empty() { first_named(frames) } else { behind.responsible };
+            Attribution { responsible: named.or(attribution.responsible), ..attribution }
+        }
+        _ => attribution,
+    }
+}
+
+fn first_named(frames: &[Frame]) -> Option<usize> {
+    frames.iter().position(|frame| native_module(frame).is_some_and(code::is_emulator) && frame.function.is_some())
+}
+
+/// By the first frame that is more than a way to allocate. The first `own` frames are the allocation function, wherever it
+/// lies.
+fn by_stack(stack: &Stack, own: usize) -> Attribution {
+    let frames = &stack.frames;
+    let first = frames.iter().enumerate().skip(own).find(|(_, frame)| !is_wrapper(frame));
     let Some((index, frame)) = first else {
         return without_caller(stack);
     };

@@ -153,6 +153,7 @@ mod tests {
 BPF programs                      yes
 ring buffers                      yes
 uprobes                           yes
+page faults                       yes
 tracepoints at system calls       yes
 registers at system calls         yes
 loops in BPF programs             yes
@@ -181,6 +182,7 @@ a recording can be made
 BPF programs                      no
 ring buffers                      no
 uprobes                           yes
+page faults                       no
 tracepoints at system calls       unknown  permission denied
 registers at system calls         no
 loops in BPF programs             no
@@ -195,6 +197,10 @@ BPF programs
 
 ring buffers
   lost: nothing can be recorded
+  next: see BPF programs
+
+page faults
+  lost: who is first to touch new memory (--mode growth, and a part of --mode auto)
   next: see BPF programs
 
 tracepoints at system calls
@@ -228,13 +234,16 @@ no recording can be made
     #[test]
     fn json() {
         assert_data_eq!(
-            Examination::new(nothing(), None, None).json().unwrap().lines().take(30).collect::<Vec<_>>().join("\n"),
+            Examination::new(nothing(), None, None).json().unwrap().lines().take(33).collect::<Vec<_>>().join("\n"),
             str![[r#"
 {
   "schema": "beamscope.doctor/1",
   "can_record": false,
   "kernel": {
     "programs": {
+      "Ok": false
+    },
+    "perf_programs": {
       "Ok": false
     },
     "ring_buffer": {
@@ -255,9 +264,6 @@ no recording can be made
       "Err": "permission denied"
     },
     "task_registers": {
-      "Ok": false
-    },
-    "loops": {
       "Ok": false
     },
 "#]]

@@ -47,11 +47,11 @@ pub(super) fn fill(
 fn kinds(blocks: &Tally, names: &TagNames, memory: &(impl ReadMemory + ?Sized)) -> Vec<Tagged> {
     let mut tags: Vec<(&u64, &TagTotal)> = blocks.tags.iter().collect();
     tags.sort_by(|(tag, one), (other_tag, other)| other.blocks.cmp(&one.blocks).then(tag.cmp(other_tag)));
-    let named = tags.into_iter().take(Pinned::KINDS).map(|(tag, TagTotal { blocks, bytes, sizes })| {
+    let most = tags.into_iter().take(Pinned::KINDS).map(|(tag, TagTotal { blocks, bytes, sizes })| {
         let (origin, kind) = names.of(*tag, memory);
         Tagged { origin, kind, blocks: *blocks, bytes: *bytes, sizes: sizes.clone() }
     });
-    named.collect()
+    most.collect()
 }
 
 impl Pinned {

@@ -27,6 +27,11 @@ impl Pages {
         Self { size, shares: vec![Vec::new(); starts.len()], starts }
     }
 
+    /// Whether nothing is asked.
+    pub fn is_empty(&self) -> bool {
+        self.starts.is_empty()
+    }
+
     /// Takes word that `range` belongs to `owner`.
     pub(super) fn give(&mut self, range: &Range<u64>, owner: &Owner) {
         let first = self.starts.partition_point(|start| start.saturating_add(self.size) <= range.start);

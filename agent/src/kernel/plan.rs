@@ -369,6 +369,34 @@ mod tests {
     }
 
     #[test]
+    fn growth_needs_the_process_and_no_allocation_function() {
+        let requests: [(Function, &[u8]); 1] = [(Function::MsegAlloc, PUSH)];
+        let with = plan(&requests, &SystemCallTracing::NotAsked).with_faults(&FaultTracing::Available, 42);
+        let programs: Vec<&str> = with.points.iter().map(|point| point.program).collect();
+        assert_eq!((programs, with.mapping_calls), (vec!["carrier_requested"], MappingCalls::NotFollowed));
+        assert_eq!((with.faults, with.target, with.notes), (true, 42, vec![]));
+        let reason = "pids here are not the kernel's".to_owned();
+        let without = plan(&requests, &SystemCallTracing::NotAsked);
+        let without = without.with_faults(&FaultTracing::Unavailable { reason }, 42);
+        assert_eq!((without.faults, without.target), (false, 0));
+        assert!(without.notes.iter().any(|note| note.contains("page faults are not followed")), "{:?}", without.notes);
+    }
+
+    #[test]
+    fn page_faults_are_followed_only_where_the_node_can_be_told_from_others() {
+        let of = |perf: Fact, host_pids: Fact| {
+            FaultTracing::of(&KernelFeatures {
+                perf_programs: perf,
+                ..features(Ok(Tracefs::Absent), Ok(true), Ok(true), host_pids)
+            })
+        };
+        assert_eq!(of(Ok(true), Ok(true)), FaultTracing::Available);
+        for (perf, host_pids) in [(Ok(false), Ok(true)), (Ok(true), Ok(false)), (Err("?".to_owned()), Ok(true))] {
+            assert!(matches!(of(perf, host_pids), FaultTracing::Unavailable { .. }));
+        }
+    }
+
+    #[test]
     fn entry_and_return_share_the_instruction() {
         let plan = plan(&[(Function::Free, PUSH), (Function::PosixMemalign, &[0x85, 0xff, 0x55])], &TRACEPOINTS);
         let offsets: Vec<(&str, u64)> = plan.points.iter().map(|point| (point.program, point.offset)).collect();

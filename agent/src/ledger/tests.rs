@@ -339,8 +339,7 @@ proptest! {
 /// Where a recording is blind for a while, each window counts what was allocated in it, and its time is followed time.
 #[test]
 fn windows_are_counted_each_by_itself() {
-    let second = |at: f64| (at * 1e9) as u64;
-    let block = |at: f64| Block { size: 100, allocated_at: second(at), site: key(1) };
+    let block = |tenth: u64| Block { size: 100, allocated_at: tenth * 100_000_000, site: key(1) };
     let mut stacks = Stacks::default();
     let leak = stack(&mut stacks, 1);
     let mut ledger = Ledger::new(0, PAGE, 0);
@@ -350,7 +349,7 @@ fn windows_are_counted_each_by_itself() {
     // A window of 4 s: of 20 blocks 4 are left; one more was allocated while the probes went.
     ledger.cut(4.0, &at(20, 12));
     ledger.observe(4.5, &at(21, 14));
-    let left = [0.5, 1.5, 3.5, 3.6, 4.1].map(block);
+    let left = [5, 15, 35, 36, 41].map(block);
     ledger.settle((0..).zip(left));
     // Half-followed calls while the probes come back are in no window.
     ledger.observe(8.0, &at(21, 14));
@@ -359,7 +358,7 @@ fn windows_are_counted_each_by_itself() {
     ledger.observe(12.0, &at(35, 20));
     let missing = stack(&mut stacks, u64::MAX);
     let sites =
-        ledger.close(12.0, [(0x10, block(9.9)), (0x20, block(10.1)), (0x30, block(11.9))].into_iter(), |_| missing);
+        ledger.close(12.0, [(0x10, block(99)), (0x20, block(101)), (0x30, block(119))].into_iter(), |_| missing);
     let [site] = sites.as_slice() else { panic!("{sites:?}") };
     let Totals { allocated_bytes, allocated_blocks, freed_bytes, freed_blocks } = site.totals;
     assert_eq!((allocated_blocks, freed_blocks), (20 + 10, 16 + 8));

@@ -12,7 +12,7 @@ const BURST: f64 = 0.5;
 const WINDOW: f64 = 1.0;
 /// Seconds between the decision to go blind and the moment when the last probe of the busiest functions is gone. The kernel
 /// waits about 0.1 s for readers each time that it takes a probe away (`perf_uprobe_destroy` in
-/// kernel/trace/trace_event_perf.c, under `event_mutex`), and three of them are on `malloc` and `free`.
+/// `kernel/trace/trace_event_perf.c`, under `event_mutex`), and three of them are on `malloc` and `free`.
 const LEAVING: f64 = 0.25;
 /// Time over which rates are averaged, in seconds.
 const AVERAGED: f64 = 0.5;
@@ -308,8 +308,9 @@ mod tests {
             loads in prop::collection::vec(0.0_f64..1.0, 1..6),
         ) {
             let load = |at: f64| {
-                let part = (at / seconds * loads.len() as f64) as usize;
-                loads.get(part).or(loads.last()).copied().unwrap_or(0.0)
+                let part = seconds / loads.len() as f64;
+                let begun = (0_u32..).zip(&loads).take_while(|(number, _)| f64::from(*number) * part <= at);
+                begun.last().map_or(0.0, |(_, load)| *load)
             };
             let outcome = simulate(budget, seconds, leaving, walks, load);
             prop_assert!(outcome.spent <= budget * seconds + 0.35, "{} of {}", outcome.spent, budget * seconds);

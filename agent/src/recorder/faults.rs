@@ -13,6 +13,7 @@ use crate::{
         owner::Owner,
         whose::{Owners, Pages},
     },
+    kernel::faults::PERIOD,
     ledger::StackId,
     mapping::Address,
     recording::FaultSite,
@@ -67,9 +68,9 @@ impl Faults {
     /// Takes in a fault at `stack`.
     pub(super) fn take(&mut self, header: &SampleHeader, stack: StackId) {
         let page = Address(header.address - header.address % self.page_size);
-        let count = Count { faults: header.size, sampled: 1 };
+        let count = Count { faults: header.size.saturating_mul(PERIOD), sampled: 1 };
         if self.pages.len() >= PAGES && !self.pages.contains_key(&page) {
-            self.without_room = self.without_room.saturating_add(header.size);
+            self.without_room = self.without_room.saturating_add(count.faults);
             self.given_back.entry(stack).or_default().add(count);
         } else if let Some((before, earlier)) = self.pages.insert(page, (stack, count)) {
             self.given_back.entry(before).or_default().add(earlier);
@@ -186,7 +187,7 @@ mod tests {
         faults.take(&fault(0x2000, 7), other);
         faults.take(&fault(0x3000, 11), one);
         let owners = Owners::from([(Address(0x1000), Owner::NativeUsed), (Address(0x2000), Owner::NativeUsed)]);
-        let expected = [(one, None, 14, 2), (other, Some(Owner::NativeUsed), 12, 2)];
+        let expected = [(one, None, 14 * PERIOD, 2), (other, Some(Owner::NativeUsed), 12 * PERIOD, 2)];
         assert_eq!(by_stack(&faults, &owners), expected);
     }
 
@@ -199,8 +200,8 @@ mod tests {
         }
         faults.take(&fault(1 << 40, 9), other);
         faults.take(&fault(5, 1), one);
-        assert_eq!(faults.without_room, 9);
+        assert_eq!(faults.without_room, 9 * PERIOD);
         let all: u64 = by_stack(&faults, &Owners::new()).iter().map(|(.., count, _)| count).sum();
-        assert_eq!(all, PAGES as u64 + 10);
+        assert_eq!(all, (PAGES as u64 + 10) * PERIOD);
     }
 }

@@ -8,7 +8,10 @@ use beamscope_probe::{Block, Counter, Function, SiteKey};
 use super::Recorder;
 use crate::{
     erts::carrier,
-    kernel::plan::{MappingCalls, is_mapping_call},
+    kernel::{
+        faults::PERIOD,
+        plan::{MappingCalls, is_mapping_call},
+    },
     ledger::{Ledger, SiteTotals},
     mapping::Address,
     recording::{Asked, BlindSpan, CarrierSeen, Ended, Interval, Mode, Probe, Recording, Site},
@@ -26,8 +29,7 @@ impl Recorder {
     pub fn finish(&mut self, ended: Ended) -> anyhow::Result<Recording> {
         self.session.stop()?;
         let seconds = self.elapsed();
-        let mut spent = self.session.spent()?;
-        self.close_windows(seconds);
+        self.close_windows(seconds)?;
         self.drain()?;
         match self.refresh() {
             Ok(()) => self.ledger.prove(&self.code.mappings),
@@ -79,7 +81,10 @@ impl Recorder {
         ]);
         for (counter, value) in counters {
             let into = if counter.is_loss() { &mut losses } else { &mut counts };
-            into.insert(counter.name().to_owned(), value.saturating_sub(self.windows.forgiven(counter)));
+            let value = value.saturating_sub(self.windows.forgiven(counter));
+            // The kernel tells of some that stand for the others.
+            let value = if counter == Counter::PageFaults { value.saturating_mul(PERIOD) } else { value };
+            into.insert(counter.name().to_owned(), value);
         }
         for (name, value) in [
             ("malformed_records", self.malformed),
@@ -102,13 +107,8 @@ impl Recorder {
         losses.retain(|_, value| *value != 0);
         counts.retain(|_, value| *value != 0);
         self.defects.append(&mut self.code.defects);
-        if self.options.mode == Mode::Auto {
-            // To take the probes away is part of what the budget has to bear.
-            spent = self.session.spent()?;
-        }
-        let (cost, mut blind) = self.cost(spent.seconds);
+        let (cost, mut blind) = self.cost()?;
         blind.extend(blind_by_mode(self.options.mode, seconds));
-        let notes = self.plan.notes.iter().cloned().chain(self.session.cost_notes()).collect();
         Ok(Recording {
             beamscope: env!("CARGO_PKG_VERSION").to_owned(),
             node: self.target.node().clone(),
@@ -129,7 +129,7 @@ impl Recorder {
             cost,
             losses,
             counts,
-            notes,
+            notes: self.plan.notes.iter().cloned().chain(self.session.cost_notes()).collect(),
             probes,
             defects: std::mem::take(&mut self.defects),
         })

@@ -226,18 +226,18 @@ mod tests {
         }
 
         #[test]
-        fn what_is_kept_covers_the_whole_time(count in 1_u32..2000) {
+        fn what_is_kept_covers_the_whole_time(count in 1_usize..2000) {
             let mut things = Thinned::default();
             (0..count).for_each(|thing| things.push(thing));
             let kept = things.kept;
             prop_assert!(kept.len() <= KEPT);
             prop_assert_eq!((kept.first(), kept.last()), (Some(&0), Some(&(count - 1))));
-            let gaps: Vec<u32> = kept.windows(2).map(|pair| pair[1] - pair[0]).collect();
+            let gaps: Vec<usize> = kept.windows(2).map(|pair| pair[1] - pair[0]).collect();
             let stride = gaps.first().copied().unwrap_or(1);
             // All are equally far apart but for the newest, and no farther than they have to be.
             prop_assert!(gaps.iter().rev().skip(1).all(|gap| *gap == stride), "{:?}", kept);
             prop_assert!(gaps.last().is_none_or(|gap| *gap <= stride), "{:?}", kept);
-            prop_assert!(stride <= count.div_ceil(KEPT as u32 / 2), "{} of {}", stride, count);
+            prop_assert!(stride <= count.div_ceil(KEPT / 2), "{} of {}", stride, count);
         }
     }
 }

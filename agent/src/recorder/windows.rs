@@ -40,6 +40,8 @@ pub(super) struct Windows {
     steps: Vec<BudgetStep>,
     /// When the last step was noted, where it is one of walks, or the first of those that it stands for.
     thinned_at: Option<f64>,
+    /// Seconds of processor time that it had cost the node when it was over.
+    spent: f64,
     /// By the name of the counter.
     forgiven: BTreeMap<&'static str, u64>,
 }
@@ -70,6 +72,7 @@ impl Windows {
             blind: Vec::new(),
             steps: Vec::new(),
             thinned_at: None,
+            spent: 0.0,
             forgiven: BTreeMap::new(),
         }
     }
@@ -208,7 +211,9 @@ impl Recorder {
     }
 
     /// The recording is over after `seconds` and the tables stand still.
-    pub(super) fn close_windows(&mut self, seconds: f64) {
+    pub(super) fn close_windows(&mut self, seconds: f64) -> anyhow::Result<()> {
+        self.windows.spent = self.session.spent()?.seconds;
+        self.windows.controller = None;
         let state = std::mem::replace(&mut self.windows.state, State::Following);
         if let State::Blind { since, took, leaving, .. } = state {
             if let Some(leaving) = leaving {
@@ -219,13 +224,17 @@ impl Recorder {
             // What follows can take seconds.
             self.session.leave_blocks_alone();
         }
+        Ok(())
     }
 
     /// What the recording has cost, and when it was blind.
-    pub(super) fn cost(&mut self, node_seconds: f64) -> (Cost, Vec<BlindSpan>) {
-        let budget = (self.options.mode == Mode::Auto).then_some(self.options.budget);
+    pub(super) fn cost(&mut self) -> anyhow::Result<(Cost, Vec<BlindSpan>)> {
+        let is_auto = self.options.mode == Mode::Auto;
+        // To take the probes away is part of what the budget has to bear.
+        let spent = if is_auto { self.session.spent()?.seconds } else { self.windows.spent };
         let steps = std::mem::take(&mut self.windows.steps);
-        (Cost { budget, node_seconds: Some(node_seconds), steps }, std::mem::take(&mut self.windows.blind))
+        let cost = Cost { budget: is_auto.then_some(self.options.budget), node_seconds: Some(spent), steps };
+        Ok((cost, std::mem::take(&mut self.windows.blind)))
     }
 }
 

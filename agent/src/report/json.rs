@@ -6,13 +6,14 @@
 //! own functions for native code: what they hand out lies in carriers and is in none of the `totals`. A site of kind
 //! `carrier` has an `allocator`, and where the VM exports the function by which its allocators ask for carriers, there are
 //! more of them with the number of `requests` and `requested_bytes`: these are no memory beside that of the others. A site of
-//! kind `fault` is a stack that touched memory first: `faulted_bytes` of the `owner`, in `faults`; it has asked for nothing.
+//! kind `fault` has touched pages that became resident by it, `allocated_bytes` in all, and the `owner` that these had at
+//! the end; whether it holds them is not known.
 
 use serde_json::{Value, json};
 
-use super::{Report, Total, memory, text, verdict};
+use super::{Report, Total, memory, verdict};
 use crate::{
-    attribute::{Class, Evidence, RankedSite},
+    attribute::{Attribution, Class, Evidence, RankedSite, attribute_touch},
     erts::thread::ThreadKind,
     recording::{Asked, FaultSite},
     report::label,
@@ -28,10 +29,10 @@ pub fn render(report: &Report<'_>, top: Option<usize>) -> String {
     let interval = &recording.interval;
     let top = top.unwrap_or(usize::MAX);
     let found: usize = [&report.sites, &report.vm_api, &report.carriers].map(Vec::len).iter().sum();
-    let found = found.saturating_add(report.faults.len());
+    let found = found.saturating_add(recording.faults.len());
     let asked_of_vm = report.vm_api.iter().take(top).chain(report.carriers.iter().take(top));
-    let sites = report.sites.iter().take(top).chain(asked_of_vm).map(site);
-    let sites: Vec<_> = sites.chain(report.faults.iter().take(top).map(|site| fault(site))).collect();
+    let faults = recording.faults.iter().take(top).map(fault);
+    let sites: Vec<_> = report.sites.iter().take(top).chain(asked_of_vm).map(site).chain(faults).collect();
     let mut json = json!({
         "schema": SCHEMA,
         "beamscope": recording.beamscope,
@@ -55,6 +56,7 @@ pub fn render(report: &Report<'_>, top: Option<usize>) -> String {
         "counts": recording.counts,
         "cost": {
             "node_cpu_share": recording.cost_share(),
+            "node_seconds": recording.cost.node_seconds,
             "events_per_s": report.calls_per_second(),
             "budget": recording.cost.budget,
             "steps": recording.cost.steps,
@@ -169,38 +171,36 @@ fn site(ranked: &RankedSite<'_>) -> Value {
 }
 
 fn fault(site: &FaultSite) -> Value {
-    let FaultSite { stack, owner, thread, threads, faults, bytes, sampled } = site;
-    let toucher = text::faults::toucher(&stack.frames);
-    let erlang = stack.frames.iter().find(|frame| frame.kind == FrameKind::Erlang);
+    let Attribution { class, responsible, via, .. } = attribute_touch(&site.stack);
+    let frames = &site.stack.frames;
+    let responsible = responsible.and_then(|index| frames.get(index));
+    let erlang = frames.iter().find(|frame| frame.kind == FrameKind::Erlang);
+    let (class, library) = match &class {
+        Class::Native { library } => ("native", Some(library)),
+        Class::Vm => ("vm", None),
+        Class::Unknown => ("unknown", None),
+    };
     json!({
         "kind": "fault",
-        "class": null,
-        "carriers": null,
-        "allocator": null,
-        "requests": null,
-        "requested_bytes": null,
+        "class": class,
+        "owner": site.owner.as_ref().map(ToString::to_string),
+        "faults": site.faults,
+        "sampled_faults": site.sampled,
         "outstanding_bytes": 0,
         "outstanding_blocks": 0,
-        "allocated_bytes": 0,
+        "allocated_bytes": site.bytes,
         "freed_bytes": 0,
         "growth_per_s": null,
         "oldest_s": null,
-        "survivors_by_quarter": null,
-        "exact": faults == sampled,
-        "library": toucher.and_then(|frame| frame.module.as_ref()),
-        "via": null,
-        "function": toucher.map(label::function),
+        "library": library,
+        "via": via,
+        "function": responsible.map(label::function),
         "mfa": erlang.map(label::function),
-        "driver": null,
-        "creator": null,
-        "thread_kind": thread.as_ref().map(ThreadKind::role),
-        "thread": threads.first(),
-        "threads": threads,
-        "owner": owner.as_ref().map(ToString::to_string),
-        "faults": faults,
-        "faulted_bytes": bytes,
-        "stack_end": stack.end,
-        "stack": stack.frames.iter().map(frame).collect::<Vec<_>>(),
+        "thread_kind": site.thread.as_ref().map(ThreadKind::role),
+        "thread": site.threads.first(),
+        "threads": site.threads,
+        "stack_end": site.stack.end,
+        "stack": frames.iter().map(frame).collect::<Vec<_>>(),
     })
 }
 
@@ -230,7 +230,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::{recording::Recording, sample};
+    use crate::{explain::owner::Owner, recording::Recording, sample, stack::Stack};
 
     fn keys(value: &Value) -> BTreeSet<&str> {
         value.as_object().expect("an object").keys().map(String::as_str).collect()
@@ -262,6 +262,30 @@ mod tests {
                     assert!(found.contains(key), "{at}/{key} is missing");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn who_touched_memory_is_a_site_as_well() {
+        let mut recording = sample::recording();
+        let stack = recording.sites[0].stack.clone();
+        recording.faults.push(FaultSite {
+            stack: Stack { frames: stack.frames[1..].to_vec(), ..stack },
+            owner: Some(Owner::VmUsed("ets_alloc".to_owned())),
+            thread: None,
+            threads: vec!["1_scheduler".to_owned()],
+            faults: 10,
+            bytes: 40960,
+            sampled: 3,
+        });
+        let json: Value = serde_json::from_str(&render(&Report::new(&recording), None)).expect("is JSON");
+        let sites = json["sites"].as_array().expect("sites");
+        let fault = sites.last().expect("a site");
+        assert_eq!(json["sites_found"], sites.len());
+        assert_eq!((&fault["kind"], &fault["owner"]), (&json!("fault"), &json!("vm.used/ets_alloc")));
+        assert_eq!((&fault["allocated_bytes"], &fault["outstanding_bytes"]), (&json!(40960), &json!(0)));
+        for key in ["library", "function", "mfa"] {
+            assert_eq!(fault[key], json["sites"][0][key], "{key}");
         }
     }
 

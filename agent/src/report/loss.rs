@@ -80,7 +80,7 @@ pub fn meaning(counter: &str) -> Option<&'static str> {
         "unwalked_allocations" => {
             "allocations divided among stacks by samples: to keep to --walk-share, or in new code"
         }
-        "page_faults" => "page faults of the node",
+        "page_faults" => "page faults of the node, estimated from every 16th",
         "sampled_faults" => "of them those whose stack was taken; they stand for the others",
         "fault_nanoseconds" => "nanoseconds that this took",
         "reserved_bytes" => "bytes of address space set aside; what has become accessible counts as memory instead",

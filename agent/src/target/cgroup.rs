@@ -3,6 +3,7 @@
 
 use std::{
     io,
+    num::ParseIntError,
     path::{Path, PathBuf},
 };
 
@@ -222,13 +223,13 @@ impl Files<'_> {
     /// The figure in a file; `None`: there is no limit, or no file.
     fn figure(&mut self, folder: &(String, PathBuf), file: &'static str) -> Option<u64> {
         let text = self.text(folder, file)?;
-        figure(&text).unwrap_or_else(|()| self.refuse(folder, file))
+        figure(&text).unwrap_or_else(|_| self.refuse(folder, file))
     }
 
     /// The figures in a file by their names.
     fn keyed(&mut self, folder: &(String, PathBuf), file: &'static str) -> Vec<(String, u64)> {
         let Some(text) = self.text(folder, file) else { return Vec::new() };
-        keyed(&text).unwrap_or_else(|()| self.refuse(folder, file))
+        keyed(&text).unwrap_or_else(|| self.refuse(folder, file))
     }
 
     fn refuse<T: Default>(&mut self, (path, _): &(String, PathBuf), file: &'static str) -> T {
@@ -273,18 +274,18 @@ impl Files<'_> {
 }
 
 /// A figure, or that there is none: `max`, or what stands for it.
-fn figure(text: &str) -> Result<Option<u64>, ()> {
+fn figure(text: &str) -> Result<Option<u64>, ParseIntError> {
     match text.trim_end() {
         "max" => Ok(None),
-        digits => digits.parse().map(|bytes| Some(bytes).filter(|bytes| *bytes < UNLIMITED)).map_err(|_| ()),
+        digits => Ok(Some(digits.parse()?).filter(|bytes| *bytes < UNLIMITED)),
     }
 }
 
-/// Lines of a name and a figure.
-fn keyed(text: &str) -> Result<Vec<(String, u64)>, ()> {
+/// Lines of a name and a figure; `None`: one is something else.
+fn keyed(text: &str) -> Option<Vec<(String, u64)>> {
     let pair = |line: &str| {
-        let (name, figure) = line.split_once(' ').ok_or(())?;
-        Ok((name.to_owned(), figure.trim().parse().map_err(|_| ())?))
+        let (name, figure) = line.split_once(' ')?;
+        Some((name.to_owned(), figure.trim().parse().ok()?))
     };
     text.lines().map(pair).collect()
 }

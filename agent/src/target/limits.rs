@@ -89,7 +89,7 @@ fn open_files(folder: &Path) -> io::Result<u64> {
 fn limit(text: &str, name: &'static str) -> Result<Option<u64>, LimitError> {
     match first_word(text, name)? {
         "unlimited" => Ok(None),
-        digits => digits.parse().map(Some).map_err(|_| LimitError::Figure { name }),
+        digits => digits.parse().ok().map(Some).ok_or(LimitError::Figure { name }),
     }
 }
 

@@ -61,7 +61,7 @@ fn run(scenario: &Scenario) -> Outcome {
         node.ask(question);
     }
     sleep(WARM_UP);
-    let recording = Recording::start_as(node.pid(), &[]);
+    let recording = Recording::start_as(node.pid(), "auto", "120s", &[]);
     for question in scenario.during {
         node.ask(question);
     }

@@ -22,6 +22,10 @@ pub(super) enum Load {
     Erlang,
     /// A short one.
     ErlangSlice,
+    /// A short loop of pairs of 64 to 4096 bytes.
+    TightSlice,
+    /// Erlang code that builds and drops so much that carriers come and go.
+    Carriers,
 }
 
 /// Pairs a second that [`Load::Paced`] aims at.
@@ -47,6 +51,8 @@ impl Load {
             Self::Paced => "paced_64",
             Self::Erlang => "erlang",
             Self::ErlangSlice => "erlang_slice",
+            Self::TightSlice => "tight_slice",
+            Self::Carriers => "carriers",
         }
     }
 
@@ -58,6 +64,8 @@ impl Load {
             Self::Paced => "bench paced 1000 320000 64 64",
             Self::Erlang => "bench reductions 400000000",
             Self::ErlangSlice => "bench reductions 40000000",
+            Self::TightSlice => "bench tight 80 64 4096",
+            Self::Carriers => "bench carriers 2",
         };
         let answer = node.call(call, Duration::from_mins(1))?;
         parse(&answer).with_context(|| format!("the node answered {call:?} with {answer:?}"))

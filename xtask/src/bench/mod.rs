@@ -3,10 +3,12 @@
 //! what is a look at all of a node's memory?
 
 mod beside;
+mod budget;
 mod condition;
 mod copy;
 mod cost;
 mod explain;
+mod growth;
 mod kill;
 mod load;
 mod look;
@@ -50,12 +52,14 @@ struct Section {
 type Measurement = fn(&Project) -> Result<Section>;
 
 /// What there is beside the table, by its key in the JSON.
-const SECTIONS: [(&str, Measurement); 6] = [
+const SECTIONS: [(&str, Measurement); 7] = [
     ("without_malloc", without_malloc::measure),
+    ("growth", growth::measure),
     ("vm_api", vm_api::measure),
     ("stall", stall::measure),
     ("after_kill", kill::measure),
     ("explain", explain::measure),
+    ("budget", budget::measure),
     ("stacks", stacks::measure),
 ];
 

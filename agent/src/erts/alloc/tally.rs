@@ -199,7 +199,9 @@ mod tests {
             counter.used(4096..4096 + length, tag);
         }
         let mut sizes = Sizes::default();
-        lengths.into_iter().for_each(|length| sizes.add(length));
+        for length in lengths {
+            sizes.add(length);
+        }
         assert_eq!(counter.tally().used_sizes, sizes);
     }
 }

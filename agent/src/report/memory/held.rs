@@ -32,7 +32,7 @@ pub(super) fn pinned(page: &mut Page<'_>, explanation: &Explanation, options: Op
     if rows.is_empty() {
         return Ok(());
     }
-    rows.sort_by(|(_, one), (_, other)| other.resident_free.cmp(&one.resident_free));
+    rows.sort_by_key(|(_, pinned)| std::cmp::Reverse(pinned.resident_free));
     let shown = rows.len().min(options.top);
     let below = format!("{:.0} %", 100.0 * Pinned::BELOW);
     page.heading(&format!("Carriers held by few blocks: less than {below} of each is used{}", of(shown, rows.len())))?;
@@ -49,7 +49,8 @@ pub(super) fn pinned(page: &mut Page<'_>, explanation: &Explanation, options: Op
     page.table(&table)
 }
 
-/// What the blocks are: by their tags, or else by their size.
+/// What the blocks are: by their tags where most have one, or else by their size. Blocks of several allocators can be in one
+/// carrier, since it may come from another one through the pool.
 fn what(pinned: &Pinned, units: Units) -> String {
     if pinned.walked == 0 {
         return "not looked at".to_owned();
@@ -58,12 +59,13 @@ fn what(pinned: &Pinned, units: Units) -> String {
         let [origin, name] = [&kind.origin, &kind.kind].map(|name| name.as_deref().unwrap_or("?"));
         format!("{origin} {name}")
     };
-    if let Some(kinds) = pinned.kinds.get(..KINDS.min(pinned.kinds.len())).filter(|kinds| !kinds.is_empty()) {
-        return kinds.iter().map(name).collect::<Vec<_>>().join(", ");
+    let tagged = pinned.kinds.iter().fold(0_u64, |sum, kind| sum.saturating_add(kind.blocks));
+    if tagged >= pinned.blocks.div_ceil(2) {
+        return pinned.kinds.iter().take(KINDS).map(name).collect::<Vec<_>>().join(", ");
     }
     let most = pinned.sizes.iter().max_by_key(|(from, blocks, _)| (*blocks, std::cmp::Reverse(*from)));
     most.map_or_else(String::new, |(from, ..)| {
-        format!("without tags, most of {} to {}", units.bytes(from), units.bytes(from.saturating_mul(2)))
+        format!("most without tags, of {} to {}", units.bytes(from), units.bytes(from.saturating_mul(2)))
     })
 }
 
@@ -151,7 +153,9 @@ mod tests {
         let pinned = |carriers, resident_free, kinds: Vec<Tagged>| {
             let mut pinned =
                 Pinned { carriers, resident_free, blocks: 3 * carriers, walked: carriers, ..Pinned::default() };
-            (0..3).for_each(|_| pinned.sizes.add(100));
+            for _ in 0..3 {
+                pinned.sizes.add(100);
+            }
             InstanceFacts { pinned: Pinned { kinds, ..pinned }, ..InstanceFacts::default() }
         };
         let named = |allocator: &str, number, facts| InstanceFacts { allocator: allocator.into(), number, ..facts };
@@ -208,7 +212,7 @@ mod tests {
         let expected = "
 Carriers held by few blocks: less than 25 % of each is used
 allocator     carriers  resident free  blocks  what the blocks are
-ets_alloc           40      500.0 MiB     120  without tags, most of 64 B to 128 B
+ets_alloc           40      500.0 MiB     120  most without tags, of 64 B to 128 B
 binary_alloc         5       17.0 MiB      15  system binary
 driver_alloc         4        2.0 MiB      12  re2 nif_internal, system port
 
@@ -230,7 +234,9 @@ group      300.0 MiB in /k8s/pod1/c
     fn long_names_stay_in_the_page() {
         let mut explanation = explanation();
         for facts in &mut explanation.instances {
-            facts.pinned.kinds.iter_mut().for_each(|kind| kind.origin = Some("long".repeat(60)));
+            for kind in &mut facts.pinned.kinds {
+                kind.origin = Some("long".repeat(60));
+            }
         }
         let group = explanation.limits.as_mut().and_then(|limits| limits.group.as_mut()).expect("a group");
         group.path = "/kubepods.slice".repeat(20);
