@@ -104,11 +104,7 @@ pub(super) const CONDITIONS: &[Scenario] = &[
     Scenario {
         name: "two_causes_enif_alloc_and_fragmentation",
         before: &["call allocators ets 600000", "leak enif_alloc 1000 40 50"],
-        truth: &[
-            ("nif_leak", Truth::Yes("leaky")),
-            ("fragmentation", Truth::Yes("ets_alloc")),
-            ("vm_growth", GROWS_AS_WELL),
-        ],
+        truth: &[("nif_leak", Truth::Yes("leaky")), ("fragmentation", Truth::Yes("ets_alloc"))],
         ..QUIET
     },
     Scenario {
@@ -156,12 +152,9 @@ const OF_SCENARIO: Leak = Leak { verdict: "native_leak", counter: "", library: "
 const MALLOC: Option<Leak> =
     Some(Leak { counter: "malloc", function: "take_malloc", mfa: Some("leaky:leak_malloc/2"), ..OF_LEAKY });
 
-/// What a NIF takes from the VM makes an allocator of the VM's grow.
-const GROWS_AS_WELL: Truth = Truth::OneOf(&["confirmed", "ruled_out"], "what leaks are blocks of driver_alloc");
-
-const NIF_LEAK: &[(&str, Truth)] = &[("nif_leak", Truth::Yes("leaky")), ("vm_growth", GROWS_AS_WELL)];
-const NIF_LEAK_OF_SCENARIO: &[(&str, Truth)] = &[("nif_leak", Truth::Yes("scenario")), ("vm_growth", GROWS_AS_WELL)];
-const DRIVER_LEAK: &[(&str, Truth)] = &[("nif_leak", Truth::Yes("scenario_drv")), ("vm_growth", GROWS_AS_WELL)];
+const NIF_LEAK: &[(&str, Truth)] = &[("nif_leak", Truth::Yes("leaky"))];
+const NIF_LEAK_OF_SCENARIO: &[(&str, Truth)] = &[("nif_leak", Truth::Yes("scenario"))];
+const DRIVER_LEAK: &[(&str, Truth)] = &[("nif_leak", Truth::Yes("scenario_drv"))];
 
 /// Without carriers, the VM's blocks are those of the C library.
 const UNSEEN: Truth = Truth::OneOf(&["ruled_out", "inconclusive"], "the VM's allocators are switched off");

@@ -52,7 +52,7 @@ struct Section {
 type Measurement = fn(&Project) -> Result<Section>;
 
 /// What there is beside the table, by its key in the JSON.
-const SECTIONS: [(&str, Measurement); 7] = [
+const SECTIONS: [(&str, Measurement); 8] = [
     ("without_malloc", without_malloc::measure),
     ("growth", growth::measure),
     ("vm_api", vm_api::measure),
