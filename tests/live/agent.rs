@@ -34,7 +34,7 @@ pub(crate) struct Recording {
 }
 
 impl Recording {
-    /// Starts it on process `pid`, in the mode that follows every allocation, and waits until it records.
+    /// Starts it on process `pid` in exact mode and waits until it records.
     pub(crate) fn start(pid: u32, arguments: &[&str]) -> Self {
         Self::start_as(pid, "exact", "120s", arguments)
     }

@@ -17,7 +17,7 @@ fn grow(kind: &str) -> (Report, u64) {
     // What the first block brings with it is no growth.
     node.ask(&format!("once {kind} 1000 100"));
     let before = node.figure("counters", kind);
-    let recording = Recording::start(node.pid(), &["--mode", "growth"]);
+    let recording = Recording::start_as(node.pid(), "growth", "120s", &[]);
     node.ask(&format!("leak {kind} 1000 40 50"));
     sleep(SPAN);
     node.ask(&format!("leak {kind} off"));
@@ -29,8 +29,13 @@ fn faults(report: &Report) -> impl Iterator<Item = &Value> {
     report.all_sites().iter().filter(|site| site["kind"] == "fault")
 }
 
-fn bytes<'a>(sites: impl Iterator<Item = &'a Value>) -> u64 {
-    sites.filter_map(|site| site["allocated_bytes"].as_u64()).sum()
+fn bytes(sites: Vec<&Value>) -> u64 {
+    sites.into_iter().filter_map(|site| site["allocated_bytes"].as_u64()).sum()
+}
+
+/// Bytes of the pages that are `owner`'s.
+fn owned(report: &Report, owner: &str) -> u64 {
+    bytes(faults(report).filter(|site| site["owner"] == owner).collect())
 }
 
 /// Nothing is attached to malloc, mmap and the like: only where the VM asks for carriers.
@@ -48,7 +53,7 @@ fn a_native_leak_touches_what_it_keeps() {
     let (report, counted) = grow("malloc");
     check_quiet(&report);
     let of_leak = |site: &&Value| site["function"] == "take_malloc" && site["owner"] == "native.used";
-    let touched = bytes(faults(&report).filter(of_leak));
+    let touched = bytes(faults(&report).filter(of_leak).collect());
     let error = (touched as f64 / counted as f64 - 1.0).abs();
     let shown: Vec<_> = faults(&report).take(5).collect();
     assert!(error < 0.15, "{touched} of {counted}: {shown:#?}");
@@ -63,8 +68,8 @@ fn a_native_leak_touches_what_it_keeps() {
 fn a_growing_table_is_the_vms() {
     let (report, counted) = grow("ets");
     check_quiet(&report);
-    let of_ets = bytes(faults(&report).filter(|site| site["owner"] == "vm.used/ets_alloc"));
-    let native = bytes(faults(&report).filter(|site| site["owner"] == "native.used"));
+    let of_ets = owned(&report, "vm.used/ets_alloc");
+    let native = owned(&report, "native.used");
     let shown: Vec<_> = faults(&report).take(5).collect();
     assert!(of_ets > counted / 2 && native < counted / 10, "{of_ets} and {native} of {counted}: {shown:#?}");
 }

@@ -117,6 +117,12 @@ impl Controller {
         if seconds <= 0.0 {
             return Decision::Stay;
         }
+        if self.last == Reading::default() {
+            // What it has cost to attach counts, but says nothing of the rate: that was before the start.
+            self.tokens -= reading.spent;
+            self.last = reading;
+            return Decision::Stay;
+        }
         let spent = (reading.spent - self.last.spent).max(0.0);
         let walking = (reading.walking - self.last.walking).clamp(0.0, spent);
         self.last = reading;
@@ -295,6 +301,14 @@ mod tests {
         let outcome = simulate(0.15, 60.0, 0.25, 1.0, |at| if at < 10.0 { 0.95 } else { 0.01 });
         let (begin, end) = *outcome.windows.last().expect("a window");
         assert!(begin < 20.0 && end > 59.9, "{:?}", outcome.windows);
+    }
+
+    #[test]
+    fn what_attaching_has_cost_is_no_rate() {
+        let mut controller = Controller::new(0.05, Some(6.0), 0.1);
+        assert_eq!(controller.observe(Reading { at: 0.002, spent: 0.07, walking: 0.0 }), Decision::Stay);
+        assert_eq!(controller.observe(Reading { at: 0.022, spent: 0.0702, walking: 0.0 }), Decision::Stay);
+        assert!((controller.available() - (0.3 - 0.0702 + 0.001)).abs() < 0.002, "{}", controller.available());
     }
 
     proptest! {
