@@ -66,11 +66,11 @@ fn run(scenario: &Scenario) -> Outcome {
         node.ask(question);
     }
     let seconds = env::var(SECONDS).ok().map(|text| text.parse().expect("seconds")).unwrap_or(scenario.seconds);
-    let counter = scenario.leak.map(|leak| leak.counter);
-    let begin = counter.map(|counter| (Instant::now(), node.figure("counters", counter)));
+    let name = scenario.leak.map(|leak| leak.counter);
+    let begin = name.map(|name| (Instant::now(), node.figure("counters", name)));
     sleep(Duration::from_secs(seconds));
-    let counted = begin.zip(counter).map(|((since, before), counter)| {
-        let bytes = node.figure("counters", counter) - before;
+    let counted = begin.zip(name).map(|((since, before), name)| {
+        let bytes = node.figure("counters", name) - before;
         Counted { bytes, seconds: since.elapsed().as_secs_f64() }
     });
     // A node whose work has failed has ended.
