@@ -65,7 +65,7 @@ fn run(scenario: &Scenario) -> Outcome {
     for question in scenario.during {
         node.ask(question);
     }
-    let seconds = env::var(SECONDS).ok().map(|text| text.parse().expect("seconds")).unwrap_or(scenario.seconds);
+    let seconds = env::var(SECONDS).map_or(scenario.seconds, |text| text.parse().expect("seconds"));
     let name = scenario.leak.map(|leak| leak.counter);
     let begin = name.map(|name| (Instant::now(), node.figure("counters", name)));
     sleep(Duration::from_secs(seconds));
