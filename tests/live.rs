@@ -33,6 +33,8 @@ mod pattern;
 mod processes;
 #[path = "live/refusals.rs"]
 mod refusals;
+#[path = "live/scenarios/mod.rs"]
+mod scenarios;
 #[path = "live/scene.rs"]
 mod scene;
 #[path = "live/stacks.rs"]

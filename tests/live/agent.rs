@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io::{BufRead as _, BufReader, Read as _},
+    mem,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
 };
@@ -60,7 +61,7 @@ impl Recording {
 
     /// Ends it as Ctrl-C does and returns its report.
     pub(crate) fn stop(self) -> Report {
-        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGINT).expect("it runs");
+        self.interrupt();
         self.wait()
     }
 
@@ -71,11 +72,24 @@ impl Recording {
     }
 
     /// Waits for its end and returns its report.
-    pub(crate) fn wait(mut self) -> Report {
+    pub(crate) fn wait(self) -> Report {
+        let (_folder, file) = self.into_file();
+        Report::of(&file)
+    }
+
+    /// Waits for its end and returns the recording, which goes with its folder.
+    pub(crate) fn into_file(mut self) -> (TempDir, PathBuf) {
         self.log.read_to_string(&mut self.seen).expect("its log");
         let status = self.child.wait().expect("it is our child");
         assert!(status.success(), "{status}\n{}", self.seen);
-        Report::of(&self.folder.path().join("node.bscope"))
+        let folder = mem::replace(&mut self.folder, tempfile::tempdir().expect("a folder"));
+        let file = folder.path().join("node.bscope");
+        (folder, file)
+    }
+
+    /// Ends it as Ctrl-C does.
+    pub(crate) fn interrupt(&self) {
+        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGINT).expect("it runs");
     }
 }
 

@@ -18,7 +18,7 @@
 %%
 %% Kinds: malloc calloc realloc posix_memalign aligned_alloc mmap dirty thread (leaky.c), new (leaky_cpp.cc); through
 %% the VM's own allocators: enif_alloc (leaky.c), ets (rows of BYTES bytes), binary (binaries of BYTES bytes, kept by
-%% a process). RATE is at most 1000.
+%% a process); and those of scenario.erl. RATE is at most 1000.
 -module(node_control).
 -export([start/0, nif_path/1]).
 
@@ -77,7 +77,7 @@ command(["churn", "on"], Running) ->
 command(["churn", "off"], Running) ->
     {"ok", stop_worker(churn, Running)};
 command(["counters"], Running) ->
-    All = lists:append([Module:counters() || Module <- [leaky, leaky_cpp], erlang:module_loaded(Module)]) ++ vm_counters(),
+    All = lists:append([Module:counters() || Module <- [leaky, leaky_cpp, scenario], erlang:module_loaded(Module)]) ++ vm_counters(),
     {["counters" | [io_lib:format(" ~s=~b", [Kind, Bytes]) || {Kind, Bytes} <- All]], Running};
 command(["ticker"], #{ticker := Ticker} = Running) ->
     Ticker ! {largest, self()},
@@ -100,9 +100,13 @@ leaker(Kind, Bytes, Blocks) when Kind =:= ets; Kind =:= binary ->
     keeper(),
     fun() -> keep(Kind, Bytes, Blocks) end;
 leaker(Kind, Bytes, Blocks) ->
-    {module, leaky} = code:ensure_loaded(leaky),
-    lists:keymember(Kind, 1, leaky:counters()) orelse error({unknown_kind, Kind}),
-    fun() -> leaky:leak(Kind, Bytes, Blocks) end.
+    Knows = fun(Module) ->
+        code:ensure_loaded(Module) =:= {module, Module} andalso lists:keymember(Kind, 1, Module:counters())
+    end,
+    case lists:search(Knows, [leaky, scenario]) of
+        {value, Module} -> fun() -> Module:leak(Kind, Bytes, Blocks) end;
+        false -> error({unknown_kind, Kind})
+    end.
 
 %% A worker ends between two rounds of its work, and only then is its end reported.
 start_worker(Name, Work, Running) ->

@@ -98,8 +98,18 @@ const LEAKS: Set = Set {
     modules: &["node_control", "leaky", "leaky_cpp", "thumbnails", "bench", "vm_api"],
 };
 
+/// Workloads whose truth is known, beside those of the others.
+const SCENARIOS: Set = Set {
+    libraries: &[
+        Library { name: "scenario", language: Language::C },
+        Library { name: "scenario_drv", language: Language::C },
+        Library { name: "scenario_lib", language: Language::C },
+    ],
+    modules: &["scenario"],
+};
+
 /// Everything in `tests/nodes`.
-const ALL: [&Set; 3] = [&ALLOCATORS, &LEAKS, &STACKS];
+const ALL: [&Set; 4] = [&ALLOCATORS, &LEAKS, &STACKS, &SCENARIOS];
 
 struct Library {
     name: &'static str,

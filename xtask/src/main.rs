@@ -9,6 +9,7 @@ mod matrix;
 mod node;
 mod probe;
 mod project;
+mod scenarios;
 mod setup;
 mod test;
 mod tidy;
@@ -67,6 +68,20 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
+    /// Run workloads whose truth is known, judge them, and print how often each answer was right; needs root.
+    ///
+    /// Fails unless all answers were right.
+    Scenarios {
+        /// How often to run the suite.
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        times: u32,
+        /// The scenarios to run.
+        #[arg(long, value_name = "NAME", value_delimiter = ',')]
+        only: Vec<String>,
+        /// Seconds to record each, in the stead of its own.
+        #[arg(long, value_name = "S")]
+        seconds: Option<u32>,
+    },
     /// Check and test everything; needs root. CI runs this.
     Test,
     /// Check the rules that no compiler checks: length of files, I/O in the core, licences.
@@ -82,6 +97,7 @@ fn main() -> ExitCode {
         Task::Fixtures => fixtures::run(&project),
         Task::Images { suites } => images::run(&project, &suites),
         Task::Matrix { full, suites } => matrix::run(&project, &suites, full),
+        Task::Scenarios { times, only, seconds } => scenarios::run(&project, times, &only, seconds),
         Task::Test => test::run(&project),
         Task::Tidy => tidy::run(&project),
         Task::Probe { check: true } => probe::check(&project),
