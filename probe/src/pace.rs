@@ -82,9 +82,9 @@ impl Pace {
     }
 }
 
-/// The lower half, which is all of it where it is used.
+/// The lower half.
 #[inline]
-#[expect(clippy::cast_possible_truncation, reason = "a distance is below 2^14")]
+#[expect(clippy::cast_possible_truncation, reason = "the lower half is meant; a distance has no other")]
 const fn low(value: u64) -> u32 {
     value as u32
 }
@@ -177,7 +177,7 @@ mod tests {
     #[test]
     fn any_state_is_taken() {
         for word in [0, 1, u64::MAX, 1 << 63, 0x5555_5555_5555_5555] {
-            let mut pace = Pace { left: word as i64, at: !word, distance: word as u32, to_come: 1 };
+            let mut pace = Pace { left: word.cast_signed(), at: !word, distance: low(word), to_come: 1 };
             for random in [0, 1, u32::MAX] {
                 assert!(pace.event().is_some_and(|weight| weight > 0));
                 pace.next(u32::MAX >> 16, word, word.wrapping_mul(3), random);

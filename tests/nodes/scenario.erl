@@ -356,7 +356,7 @@ ports(PerSecond) ->
 
 known_atoms(PerSecond) ->
     every(10, fun(Round) ->
-        [list_to_atom("known_" ++ integer_to_list((Round + I) rem 5000)) || I <- lists:seq(1, PerSecond div 100)]
+        [list_to_atom("known_" ++ integer_to_list((Round + I) rem 50)) || I <- lists:seq(1, PerSecond div 100)]
     end).
 
 files(PerSecond) ->

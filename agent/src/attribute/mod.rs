@@ -26,6 +26,13 @@ pub struct RankedSite<'a> {
     pub growth_per_second: Option<f64>,
 }
 
+impl RankedSite<'_> {
+    /// Whether carriers of the VM were found in its memory.
+    pub fn has_carriers(&self) -> bool {
+        self.attribution.evidence.iter().any(|evidence| matches!(evidence, Evidence::Carriers { .. }))
+    }
+}
+
 /// Whose the memory of a site is.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Class {

@@ -198,10 +198,12 @@ fn none_found(case: &Case<'_>, verdict: Verdict, groups: &[Group], native: Optio
             ..verdict
         };
     }
-    // Memory that no followed call accounts for.
+    // Memory that no followed call accounts for; what the VM asks malloc for is no carrier always.
+    let in_libc = case.sites.iter().filter(|ranked| !ranked.has_carriers());
+    let in_libc = in_libc.map(|ranked| ranked.site.outstanding_bytes()).fold(0, u64::saturating_add);
     let unexplained = native.filter(|trend| {
         let least = NATIVE_GROWTH_BYTES.value;
-        trend.course(least, LEAK_RATE.value) == Course::Steady && trend.net - outstanding as f64 > least
+        trend.course(least, LEAK_RATE.value) == Course::Steady && trend.net - in_libc as f64 > least
     });
     if let Some(trend) = unexplained {
         return Verdict {

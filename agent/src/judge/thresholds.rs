@@ -35,6 +35,7 @@ pub(super) const ALL: &[Threshold] = &[
     VM_GROWTH_RATE,
     VM_GROWTH_SHARE,
     THINGS,
+    QUEUED_BYTES,
     WASTE_BYTES,
     FRAGMENTED_SHARE,
     FRAGMENTED_USE,
@@ -182,6 +183,13 @@ pub(super) const THINGS: Threshold = Threshold {
     value: 50.0,
     unit: "things",
     reason: "a node that starts an application makes some dozens",
+};
+/// Smallest growth of fix_alloc beside growing heaps that tells messages in queues from heaps.
+pub(super) const QUEUED_BYTES: Threshold = Threshold {
+    name: "queued_bytes",
+    value: 8192.0,
+    unit: "bytes",
+    reason: "some hundred messages, each with a block of 40 bytes and its header",
 };
 /// Smallest waste that matters.
 pub(super) const WASTE_BYTES: Threshold = Threshold {

@@ -6,11 +6,11 @@ use super::{
     Amount, Answer, Case, Confidence, Fact, Verdict, VerdictId, advice,
     leak::{self, Finding},
     nif_leak::{SYSTEM, is_nif_behind_malloc},
-    thresholds::{THINGS, VM_GROWTH_BYTES, VM_GROWTH_RATE, VM_GROWTH_SHARE},
+    thresholds::{QUEUED_BYTES, THINGS, VM_GROWTH_BYTES, VM_GROWTH_RATE, VM_GROWTH_SHARE},
     trend::{Course, Point, Trend},
 };
 use crate::{
-    attribute::{Class, Evidence, RankedSite},
+    attribute::{Class, RankedSite},
     explain::{model::Explanation, owner::Owner},
     recording::Asked,
     report::unit::Units,
@@ -52,6 +52,7 @@ pub(super) fn judge(case: &Case<'_>) -> Verdict {
         return not_grown(case, verdict, held, &growing);
     };
     let classes: Vec<&str> = named.iter().map(|it| it.class).collect();
+    let how_much: Vec<String> = named.iter().map(|it| it.how_much()).collect();
     let mut evidence: Vec<Fact> = named.iter().map(|it| fact_of(it)).collect();
     evidence.push(Fact::new("looks that show it", Amount::Count(first.trend.points as u64), "looks"));
     evidence.push(held);
@@ -60,14 +61,21 @@ pub(super) fn judge(case: &Case<'_>) -> Verdict {
         confidence: Some(first.trend.confidence()),
         growth_per_second: Some(named.iter().map(|it| it.rate).sum()),
         subject: Some(classes.join(", ")),
-        summary: format!(
-            "the VM itself uses more and more: {} ({})",
-            classes.join(" and "),
-            IEC.rate(named.iter().map(|it| it.rate).sum())
-        ),
+        summary: format!("the VM itself uses more and more: {}", how_much.join(", ")),
         evidence,
         next: named.iter().flat_map(|it| advice::holder(it.class)).collect(),
         ..verdict
+    }
+}
+
+impl Growing {
+    /// `ets +2.0 MiB/s`, `ports +120`
+    fn how_much(&self) -> String {
+        if self.rate > 0.0 {
+            format!("{} {}", self.class, IEC.rate(self.rate))
+        } else {
+            format!("{} +{}", self.class, super::whole(self.trend.net))
+        }
     }
 }
 
@@ -201,7 +209,9 @@ fn rename(case: &Case<'_>, found: &mut [Growing]) {
     let atoms = grows(counted(&|look| look.vm.atoms.map(|atoms| atoms.used)));
     let processes = grows(counted(&|look| look.vm.processes.map(|table| table.used)));
     let heaps = found.iter().any(|it| it.class == "processes" && is_certain(it));
-    let fixed = found.iter().any(|it| it.class == "fixed" && is_certain(it));
+    // The block that each message in a queue has is small, however large the message.
+    let fixed =
+        found.iter().any(|it| it.class == "fixed" && it.trend.course(QUEUED_BYTES.value, 0.0) == Course::Steady);
     for it in found {
         match it.class {
             // Each atom is an entry in a table of ll_alloc; each module is code as well.
@@ -239,11 +249,9 @@ fn things(case: &Case<'_>) -> Vec<Growing> {
 /// What the VM asks malloc for and is no carrier: all of it where its allocators are off.
 fn outside_of_carriers(case: &Case<'_>) -> Option<Growing> {
     let is_own = |ranked: &&RankedSite<'_>| {
-        let no_carrier =
-            !ranked.attribution.evidence.iter().any(|evidence| matches!(evidence, Evidence::Carriers { .. }));
         ranked.attribution.class == Class::Vm
             && ranked.site.asked == Asked::System
-            && no_carrier
+            && !ranked.has_carriers()
             && !is_nif_behind_malloc(ranked)
     };
     let disabled = case.last_look().is_some_and(|look| !look.disabled.is_empty());

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Nodes that run at a time.
-const NODES: usize = 3;
+const NODES: usize = 6;
 
 /// Names of the scenarios to run, separated by commas; without it all are.
 const ONLY: &str = "BEAMSCOPE_SCENARIOS_ONLY";

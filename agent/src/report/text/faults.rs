@@ -75,7 +75,7 @@ mod tests {
     fn who_touched_memory_is_named_with_its_owner() {
         let mut recording = Recording { faults: Vec::new(), ..sample::recording() };
         let text = render(&Report::new(&recording), Options::default());
-        assert!(!text.contains("touched"), "a heading over nothing");
+        assert!(!text.contains("Who touched"), "a heading over nothing");
         let stack = sample::recording().sites.remove(0).stack;
         let site = |owner| FaultSite {
             stack: stack.clone(),

@@ -343,7 +343,7 @@ mod tests {
         let text = plain(&sample::recording(), Options { units: Units::Exact, ..Options::default() });
         // Verdicts are sentences for people in any case.
         let (_, tables) = text.split_once("Allocated during the recording").expect("tables");
-        let (tables, _) = tables.split_once("Thresholds").expect("thresholds");
+        let (tables, _) = tables.split_once("Judged by").expect("thresholds");
         assert!(tables.contains("536870912") && !tables.contains("MiB"), "{tables}");
     }
 
