@@ -121,13 +121,14 @@ stop_worker(Name, Running) ->
             Running
     end.
 
-%% Keeps its pace by the clock: a round that was late is made up for.
+%% Keeps its pace by the clock: rounds that were late are made up for, but not more than two, so that a node that was kept
+%% from working for a while does not do all of it at once.
 paced(Work, Pause) ->
     paced(Work, Pause, erlang:monotonic_time(millisecond)).
 
 paced(Work, Pause, Due) ->
     Work(),
-    Next = Due + Pause,
+    Next = max(Due, erlang:monotonic_time(millisecond) - 2 * Pause) + Pause,
     receive stop -> ok
     after max(0, Next - erlang:monotonic_time(millisecond)) ->
         %% A NIF counts as one reduction however long it takes: work that is late would keep the scheduler to itself.

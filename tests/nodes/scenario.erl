@@ -61,8 +61,8 @@ take(process, Bytes, Blocks) ->
     [spawn_opt(fun forever/0, [{min_heap_size, max(233, Bytes div 8)}]) || _ <- lists:seq(1, Blocks)],
     count(process, Bytes * Blocks);
 take(heap, Bytes, Blocks) ->
-    %% Many that take turns: a heap grows in steps.
-    Growing = keepers(heap, 100, fun() -> grow([]) end),
+    %% Many that take turns, from different sizes on: a heap grows in steps.
+    Growing = keepers(heap, 100, fun() -> grow(more(300 * rand:uniform(100), [])) end),
     Turn = count(heap, Bytes * Blocks) div Bytes,
     [element((Turn - I) rem tuple_size(Growing) + 1, Growing) ! {grow, Bytes div 16} || I <- lists:seq(1, Blocks)],
     counters:get(persistent_term:get(?MODULE), index(heap));

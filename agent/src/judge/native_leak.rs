@@ -84,7 +84,7 @@ fn without_sites(case: &Case<'_>, verdict: Verdict, trend: Option<Trend>) -> Ver
         Fact::new("looks", Amount::Count(trend.points as u64), "looks"),
     ];
     match trend.course(NATIVE_GROWTH_BYTES.value, LEAK_RATE.value) {
-        Course::Flat | Course::AtOnce | Course::LevelsOff => Verdict {
+        Course::Flat | Course::LevelsOff => Verdict {
             answer: Answer::RuledOut,
             confidence: Some(trend.confidence()),
             bytes: used,
@@ -93,7 +93,7 @@ fn without_sites(case: &Case<'_>, verdict: Verdict, trend: Option<Trend>) -> Ver
             evidence,
             ..verdict
         },
-        Course::Steady | Course::Unclear | Course::TooFew => {
+        Course::Steady | Course::AtOnce | Course::Unclear | Course::TooFew => {
             let candidate = candidate(case);
             let touched = candidate.as_ref().map(|who| format!("; {who} was most often the first to touch new memory"));
             Verdict {

@@ -57,7 +57,9 @@ pub(super) fn judge(case: &Case<'_>) -> Verdict {
     for tag in &tags {
         let (Some(bytes), Some(blocks)) = (Trend::of(&tag.bytes), Trend::of(&tag.blocks)) else { continue };
         let course = bytes.course(LEAK_BYTES.value, LEAK_RATE.value);
-        if matches!(course, Course::Steady | Course::Unclear | Course::TooFew) && blocks.net >= LEAK_BLOCKS.value {
+        if matches!(course, Course::Steady | Course::AtOnce | Course::Unclear | Course::TooFew)
+            && blocks.net >= LEAK_BLOCKS.value
+        {
             growing.push((tag, bytes, course));
         }
     }

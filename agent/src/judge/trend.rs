@@ -32,10 +32,10 @@ pub(super) struct Trend {
 pub(super) enum Course {
     /// No growth that matters or that stands above the noise.
     Flat,
-    /// It came in one step.
-    AtOnce,
     /// It grew and has stopped to.
     LevelsOff,
+    /// It came in one step, not long ago.
+    AtOnce,
     /// It grows as it did all the time.
     Steady,
     /// It grows; how is not clear.
@@ -69,14 +69,16 @@ impl Trend {
 
     /// What it is, where growth of less than `least`, or slower than `slowest` per second, does not matter.
     pub(super) fn course(&self, least: f64, slowest: f64) -> Course {
+        // What goes up and down has steps that are larger than what comes of them.
+        let in_one_step = (AT_ONCE.value..2.0 - AT_ONCE.value).contains(&self.largest_step);
         if self.net < least || self.per_second < slowest {
             Course::Flat
         } else if (self.points as f64) < FEW_POINTS.value {
             Course::TooFew
-        } else if self.largest_step >= AT_ONCE.value {
-            Course::AtOnce
         } else if self.late < LEVEL.value {
             Course::LevelsOff
+        } else if in_one_step {
+            Course::AtOnce
         } else if self.certainty < CERTAIN_SLOPE.value {
             Course::Flat
         } else if self.late >= STEADY.value {
@@ -127,11 +129,11 @@ mod tests {
     #[test]
     fn tells_courses_apart() {
         assert_eq!(course(&[0.0, 10.0, 20.0, 30.0, 40.0, 50.0, 60.0]), Course::Steady);
-        assert_eq!(course(&[0.0, 0.0, 60.0, 60.0, 60.0, 60.0, 60.0]), Course::AtOnce);
+        assert_eq!(course(&[0.0, 0.0, 60.0, 60.0, 60.0, 60.0, 60.0]), Course::LevelsOff);
         assert_eq!(course(&[0.0, 0.0, 0.0, 0.0, 0.0, 60.0, 60.0]), Course::AtOnce);
         assert_eq!(course(&[0.0, 30.0, 50.0, 57.0, 60.0, 60.0, 60.0]), Course::LevelsOff);
         // Ups and downs that end higher by chance.
-        assert_eq!(course(&[50.0, 20.0, 60.0, 30.0, 55.0, 25.0, 62.0]), Course::AtOnce);
+        assert_eq!(course(&[50.0, 20.0, 60.0, 30.0, 55.0, 25.0, 62.0]), Course::Flat);
         assert_eq!(course(&[20.0, 50.0, 20.0, 50.0, 20.0, 50.0, 28.0]), Course::Flat);
         assert_eq!(course(&[50.0, 50.0, 50.0, 50.0]), Course::Flat);
         assert_eq!(course(&[60.0, 50.0, 40.0, 30.0]), Course::Flat);

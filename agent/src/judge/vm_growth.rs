@@ -105,7 +105,7 @@ fn fact_of(it: &Growing) -> Fact {
 
 fn not_grown(case: &Case<'_>, verdict: Verdict, held: Fact, growing: &[Growing]) -> Verdict {
     let net: f64 = growing.iter().map(|it| it.rate).sum();
-    let unsure = growing.iter().find(|it| matches!(it.course, Course::Unclear | Course::TooFew));
+    let unsure = growing.iter().find(|it| matches!(it.course, Course::AtOnce | Course::Unclear | Course::TooFew));
     if let Some(it) = unsure {
         return Verdict {
             growth_per_second: Some(it.rate),
