@@ -184,7 +184,7 @@ pub(super) const THINGS: Threshold = Threshold {
     unit: "things",
     reason: "a node that starts an application makes some dozens",
 };
-/// Smallest growth of fix_alloc beside growing heaps that tells messages in queues from heaps.
+/// Smallest growth of `fix_alloc` beside growing heaps that tells messages in queues from heaps.
 pub(super) const QUEUED_BYTES: Threshold = Threshold {
     name: "queued_bytes",
     value: 8192.0,

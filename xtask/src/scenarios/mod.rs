@@ -32,8 +32,8 @@ pub(crate) fn run(project: &Project, times: u32, only: &[String], seconds: Optio
         command.current_dir(&project.root).args(["test", "--package", "beamscope", "--test", "live", "--locked", "--"]);
         command.args(["scenarios::", "--test-threads=1"]).stdin(Stdio::null());
         command.env("BEAMSCOPE_SCENARIOS_OUTCOMES", &file);
-        let only = if only.is_empty() { "all".to_owned() } else { only.join(",") };
-        command.env("BEAMSCOPE_SCENARIOS_ONLY", only);
+        let names = if only.is_empty() { "all".to_owned() } else { only.join(",") };
+        command.env("BEAMSCOPE_SCENARIOS_ONLY", names);
         if let Some(seconds) = seconds {
             command.env("BEAMSCOPE_SCENARIOS_SECONDS", seconds.to_string());
         }
