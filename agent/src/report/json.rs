@@ -1,5 +1,7 @@
 //! What does the report look like to a program? JSON, `beamscope.report/1`.
 //!
+//! `looks` has the owners' bytes at each look of the recording, the last of which `rss` and the other sections are about.
+//!
 //! Keys are stable and all present; what this version does not find out is `null` or an empty list. Every site has a
 //! `class` beside its `kind`: a site of kind `native` was seen at the allocation functions, and its class says whether
 //! the memory is native code's or, for want of a stack, of unknown owner. A site of kind `vm_api` was seen at the VM's
@@ -9,13 +11,13 @@
 //! kind `fault` has touched pages that became resident by it, `allocated_bytes` in all, and the `owner` that these had at
 //! the end; whether it holds them is not known.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::{Report, Total, memory, verdict};
 use crate::{
     attribute::{Attribution, Class, Evidence, RankedSite, attribute_touch},
     erts::thread::ThreadKind,
-    recording::{Asked, FaultSite},
+    recording::{Asked, FaultSite, Look},
     report::label,
     stack::{Frame, FrameKind},
 };
@@ -46,6 +48,7 @@ pub fn render(report: &Report<'_>, top: Option<usize>) -> String {
             "ended": interval.ended,
         },
         "rss": rss(report),
+        "looks": recording.looks.iter().map(look).collect::<Vec<_>>(),
         "totals": { "native": total(&report.native), "vm": total(&report.vm), "unknown": total(&report.unknown) },
         "sites_found": found,
         "sites": sites,
@@ -73,6 +76,20 @@ pub fn render(report: &Report<'_>, top: Option<usize>) -> String {
         keys.extend(none.chain(looked).map(|(key, value)| (key.to_owned(), value)));
     }
     format!("{json:#}\n")
+}
+
+/// Whose the resident bytes were at one moment of the recording.
+fn look(look: &Look) -> Value {
+    let Look { at, explanation } = look;
+    let owners: Map<String, Value> =
+        explanation.owners.iter().map(|owned| (owned.owner.to_string(), owned.bytes.into())).collect();
+    json!({
+        "at_s": at,
+        "total": explanation.resident,
+        "owners": owners,
+        "unattributed": explanation.unattributed,
+        "depth": explanation.depth.reached,
+    })
 }
 
 fn rss(report: &Report<'_>) -> Value {

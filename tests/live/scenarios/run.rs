@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Nodes that run at a time.
-const NODES: usize = 6;
+const NODES: usize = 3;
 
 /// Names of the scenarios to run, separated by commas, or `all`; without it, all but [`LEFT_OUT`] are.
 const ONLY: &str = "BEAMSCOPE_SCENARIOS_ONLY";
