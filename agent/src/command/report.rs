@@ -9,8 +9,9 @@ use crate::{
     cli::{Common, ReportArgs, ReportFormat, Writing},
     output::{self, Output},
     recording::Recording,
-    report::{Report, json, markdown, text, unit::Units},
+    report::{Report, json, markdown, text},
     stored,
+    wording::unit::Units,
 };
 
 pub(super) fn run(args: &ReportArgs, common: Common) -> anyhow::Result<Ending> {

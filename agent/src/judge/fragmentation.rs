@@ -12,7 +12,7 @@ use crate::{
         model::{Explanation, InstanceFacts},
         owner::Owner,
     },
-    report::{label, unit::Units},
+    wording::{label, unit::Units},
 };
 
 const IEC: Units = Units::Iec;

@@ -13,8 +13,8 @@ use super::{
 use crate::{
     attribute::{Class, RankedSite},
     ledger::{Series, Survivors},
-    report::label,
     stack::FrameKind,
+    wording::label,
 };
 
 /// Sites with the same function to be looked at, called on behalf of the same Erlang function.

@@ -6,7 +6,7 @@ use super::{
     trend::Trend,
     whole,
 };
-use crate::{explain::owner::Owner, report::unit::Units};
+use crate::{explain::owner::Owner, wording::unit::Units};
 
 const IEC: Units = Units::Iec;
 

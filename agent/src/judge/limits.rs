@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     explain::{model::Explanation, owner::Owner},
-    report::{label, unit::Units},
+    wording::{label, unit::Units},
 };
 
 const IEC: Units = Units::Iec;

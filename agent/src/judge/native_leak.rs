@@ -10,7 +10,7 @@ use crate::{
     attribute::Class,
     explain::owner::Owner,
     recording::Mode,
-    report::{label, unit::Units},
+    wording::{label, unit::Units},
 };
 
 const IEC: Units = Units::Iec;

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     attribute::Class,
     explain::model::{Explanation, Tagged},
-    report::{label, unit::Units},
+    wording::{label, unit::Units},
 };
 
 const IEC: Units = Units::Iec;

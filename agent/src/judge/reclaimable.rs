@@ -5,7 +5,7 @@ use super::{
     thresholds::{RECLAIMABLE_SHARE, WASTE_BYTES},
     whole,
 };
-use crate::{explain::owner::Owner, report::unit::Units};
+use crate::{explain::owner::Owner, wording::unit::Units};
 
 const IEC: Units = Units::Iec;
 

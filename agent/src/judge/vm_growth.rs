@@ -13,7 +13,7 @@ use crate::{
     attribute::{Class, RankedSite},
     explain::{model::Explanation, owner::Owner},
     recording::Asked,
-    report::unit::Units,
+    wording::unit::Units,
 };
 
 const IEC: Units = Units::Iec;

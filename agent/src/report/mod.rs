@@ -3,14 +3,12 @@
 pub mod flame;
 mod header;
 pub mod json;
-pub mod label;
 mod legend;
 pub mod loss;
 pub mod markdown;
 pub mod memory;
 mod page;
 pub mod text;
-pub mod unit;
 pub(crate) mod verdict;
 
 use std::{cmp::Reverse, collections::BTreeMap};
@@ -20,6 +18,7 @@ use crate::{
     attribute::{Class, RankedSite, attribute},
     judge::{self, Case, Verdict},
     recording::{Asked, CarrierSeen, FaultSite, Recording, Snapshot},
+    wording::{label, unit},
 };
 
 /// A recording, with an owner for each site, ranked.
