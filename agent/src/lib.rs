@@ -18,8 +18,9 @@
 //!
 //! # Invariants
 //!
-//! * [`mapping`], [`extents`], [`limits`], [`view`], [`words`], [`stack`], [`ledger`], [`recording`], [`erts`], [`libc`], [`explain`],
-//!   [`image`], [`attribute`], [`judge`], [`wording`] and [`report`] do no I/O: no file, no process, no clock, no kernel. What they need of the node arrives as values or through [`target::memory::ReadMemory`].
+//! * [`mapping`], [`extents`], [`limits`], [`view`], [`words`], [`stack`], [`ledger`], [`recording`], [`erts`], [`libc`],
+//!   [`explain`], [`image`], [`attribute`], [`judge`], [`wording`] and [`report`] do no I/O: no file, no process, no clock,
+//!   no kernel. What they need of the node arrives as values or through [`target::memory::ReadMemory`].
 //! * A report is a function of a [`recording::Recording`] or an [`explain::model::Explanation`] and of nothing else.
 //! * A look leaves no trace in the node: a page that is not resident is not read.
 //! * Only [`kernel::plan`] decides what is attached; it is pure and says what each fallback costs.
