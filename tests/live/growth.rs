@@ -54,9 +54,12 @@ fn a_native_leak_touches_what_it_keeps() {
     check_quiet(&report);
     let of_leak = |site: &&Value| site["function"] == "take_malloc" && site["owner"] == "native.used";
     let touched = bytes(faults(&report).filter(of_leak).collect());
-    let error = (touched as f64 / counted as f64 - 1.0).abs();
+    // The leak begins in memory that the C library has kept, which was touched before.
+    let rss = |key: &str| report.0["rss"][key].as_f64().expect("bytes");
+    let grown = rss("total") - rss("start_total");
+    let error = (touched as f64 / grown - 1.0).abs();
     let shown: Vec<_> = faults(&report).take(5).collect();
-    assert!(error < 0.15, "{touched} of {counted}: {shown:#?}");
+    assert!(error < 0.15 && touched > counted / 4, "{touched} of {grown}, {counted} leaked: {shown:#?}");
     for site in faults(&report).filter(of_leak) {
         assert_eq!(site["library"], "leaky.so", "{site:#}");
         assert!(site["mfa"].as_str().is_some_and(|mfa| mfa.starts_with("leaky:")), "{site:#}");

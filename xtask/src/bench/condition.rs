@@ -75,7 +75,7 @@ impl Condition {
         let pid_text = pid.to_string();
         let mut command = match self {
             Self::Bare => return Ok(None),
-            Self::Beamscope => record(project, pid, Duration::from_mins(2)),
+            Self::Beamscope => record(project, pid, "exact", Duration::from_mins(2)),
             Self::Bpftrace | Self::BpftraceStacks => {
                 let mut command = Command::new("bpftrace");
                 command.env("BPFTRACE_MAP_KEYS_MAX", "1000000");
@@ -101,10 +101,10 @@ impl Condition {
     }
 }
 
-/// [`COMMAND`], with all else as it is for a user who asks for nothing.
-pub(super) fn record(project: &Project, pid: u32, duration: Duration) -> Command {
+/// Records in `mode`, with all else as it is for a user who asks for nothing.
+pub(super) fn record(project: &Project, pid: u32, mode: &str, duration: Duration) -> Command {
     let mut command = Command::new(project.beamscope());
-    command.args(["record", &pid.to_string(), "--mode", "exact"]);
+    command.args(["record", &pid.to_string(), "--mode", mode]);
     command.args(["-d", &format!("{}s", duration.as_secs()), "--force", "-o"]);
     command.arg(project.target.join("bench/bench.bscope"));
     command

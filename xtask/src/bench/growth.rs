@@ -42,8 +42,7 @@ fn measure_load(project: &Project, name: &str, load: Load) -> Result<Turns> {
     let mut turns = Turns { bare: vec![turn(&mut node, load)?], recorded: Vec::new() };
     for round in 1..=ROUNDS {
         eprintln!("    growth mode: {name}: round {round} of {ROUNDS}");
-        let mut command = condition::record(project, node.pid(), Duration::from_mins(2));
-        command.args(["--mode", "growth"]);
+        let mut command = condition::record(project, node.pid(), "growth", Duration::from_mins(2));
         let mut tool = Watched::start(&mut command, Echo::No)?;
         tool.await_line("recording", PATIENCE)?;
         turns.recorded.push(turn(&mut node, load)?);

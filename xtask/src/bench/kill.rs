@@ -49,7 +49,8 @@ fn measure_round(project: &Project) -> Result<Round> {
     let mut node = Node::start(&project.target.join("bench"), &NODE_ARGUMENTS)?;
     Load::Warm.run(&mut node)?;
     let before = Load::Tight.run(&mut node)?.cpu_ns_each();
-    let mut recorder = Watched::start(&mut condition::record(project, node.pid(), Duration::from_mins(2)), Echo::No)?;
+    let mut recorder =
+        Watched::start(&mut condition::record(project, node.pid(), "exact", Duration::from_mins(2)), Echo::No)?;
     recorder.await_line("recording", super::PATIENCE)?;
     let recording = Load::Tight.run(&mut node)?.cpu_ns_each();
     recorder.check_alive()?;

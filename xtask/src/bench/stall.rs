@@ -58,7 +58,7 @@ pub(super) fn measure(project: &Project) -> Result<Section> {
 }
 
 fn measure_round(project: &Project, node: &mut Node) -> Result<Round> {
-    let mut command = condition::record(project, node.pid(), RECORDED);
+    let mut command = condition::record(project, node.pid(), "exact", RECORDED);
     largest_gap(node)?;
     let begin = Instant::now();
     let mut recorder = Watched::start(&mut command, Echo::No)?;

@@ -43,7 +43,7 @@ pub(super) fn measure(project: &Project) -> Result<Section> {
                 turns.push(turn(&mut node)?);
                 continue;
             };
-            let mut command = condition::record(project, node.pid(), Duration::from_mins(2));
+            let mut command = condition::record(project, node.pid(), "exact", Duration::from_mins(2));
             command.args(*arguments);
             let mut tool = Watched::start(&mut command, Echo::No)?;
             tool.await_line("recording", PATIENCE)?;

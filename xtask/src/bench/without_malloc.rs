@@ -28,7 +28,7 @@ pub(super) fn measure(project: &Project) -> Result<Section> {
     let mut recorded = Vec::new();
     for round in 1..=ROUNDS {
         eprintln!("    without malloc: round {round} of {ROUNDS}");
-        let mut command = condition::record(project, node.pid(), Duration::from_mins(2));
+        let mut command = condition::record(project, node.pid(), "exact", Duration::from_mins(2));
         let mut tool = Watched::start(&mut command, Echo::No)?;
         tool.await_line("recording", PATIENCE)?;
         recorded.push(turn(&mut node)?);
