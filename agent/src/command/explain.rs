@@ -20,7 +20,7 @@ use crate::{
     output::Output,
     recording::{Look, Recording},
     report::{
-        markdown,
+        Options, markdown,
         memory::{json, text},
     },
     stored,
@@ -56,10 +56,9 @@ pub(super) fn run(args: &ExplainArgs, common: Common) -> anyhow::Result<Ending> 
     let (explanation, verdicts) = (&look.explanation, judge::judge(&Case::of_look(&look)));
     let rendered = match writing.format {
         ReportFormat::Json => json::render(explanation, &verdicts),
-        ReportFormat::Markdown => markdown::of_look(explanation, &verdicts, writing.markdown()),
+        ReportFormat::Markdown => markdown::of_look(explanation, &verdicts, writing.options(Options::default().top)),
         ReportFormat::Text => {
-            let defaults = text::Options::default();
-            let options = text::Options { top: writing.top.unwrap_or(defaults.top), units: writing.units() };
+            let options = writing.options(text::ROWS);
             text::render(explanation, &verdicts, options)
         }
     };

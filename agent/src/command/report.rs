@@ -9,7 +9,7 @@ use crate::{
     cli::{Common, ReportArgs, ReportFormat, Writing},
     output::{self, Output},
     recording::Recording,
-    report::{Report, json, markdown, text},
+    report::{Options, Report, json, markdown, text},
     stored,
     wording::unit::Units,
 };
@@ -18,13 +18,11 @@ pub(super) fn run(args: &ReportArgs, common: Common) -> anyhow::Result<Ending> {
     let ReportArgs { file, writing, fail_on, force } = args;
     let recording = read(file)?;
     let report = Report::new(&recording);
+    let options = writing.options(Options::default().top);
     let rendered = match writing.format {
         ReportFormat::Json => json::render(&report, writing.top),
-        ReportFormat::Markdown => markdown::of_recording(&report, writing.markdown()),
-        ReportFormat::Text => {
-            let defaults = text::Options::default();
-            text::render(&report, text::Options { top: writing.top.unwrap_or(defaults.top), units: writing.units() })
-        }
+        ReportFormat::Markdown => markdown::of_recording(&report, options),
+        ReportFormat::Text => text::render(&report, options),
     };
     writing.write(&rendered, *force, common)?;
     Ok(ending(fail_on, &report.verdicts))
@@ -37,13 +35,13 @@ pub(super) fn read(path: &Path) -> anyhow::Result<Recording> {
 }
 
 impl Writing {
-    pub(super) fn units(&self) -> Units {
+    fn units(&self) -> Units {
         if self.bytes { Units::Exact } else { Units::Iec }
     }
 
-    pub(super) fn markdown(&self) -> markdown::Options {
-        let defaults = markdown::Options::default();
-        markdown::Options { top: self.top.unwrap_or(defaults.top), units: self.units() }
+    /// What to show, where `rows` are the rows of a table unless something else was asked for.
+    pub(super) fn options(&self, rows: usize) -> Options {
+        Options { top: self.top.unwrap_or(rows), units: self.units() }
     }
 
     /// Writes the report to where it was asked for.

@@ -18,8 +18,26 @@ use crate::{
     attribute::{Class, RankedSite, attribute},
     judge::{self, Case, Verdict},
     recording::{Asked, CarrierSeen, FaultSite, Recording, Snapshot},
-    wording::{label, unit},
+    wording::{
+        label,
+        unit::{self, Units},
+    },
 };
+
+/// What of a report for people is shown, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Rows of a table at most.
+    pub top: usize,
+    /// How bytes are written.
+    pub units: Units,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { top: 10, units: Units::Iec }
+    }
+}
 
 /// A recording, with an owner for each site, ranked.
 #[derive(Clone, Debug)]

@@ -7,9 +7,9 @@ use std::fmt::{self, Write};
 
 use self::escape::{block, cell, code, plain};
 use super::{
-    Report, header, label, loss,
+    Options, Report, header, label, loss,
     memory::Memory,
-    unit::{self, Units},
+    unit,
     verdict::{self, Step},
 };
 use crate::{
@@ -18,21 +18,6 @@ use crate::{
     judge::{Answer, Verdict, VerdictId},
     stack::FrameKind,
 };
-
-/// What of it is shown, and how.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Options {
-    /// Rows of a table at most.
-    pub top: usize,
-    /// How bytes are written.
-    pub units: Units,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self { top: 10, units: Units::Iec }
-    }
-}
 
 /// Renders what a recording says.
 pub fn of_recording(report: &Report<'_>, options: Options) -> String {

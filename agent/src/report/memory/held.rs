@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-use super::text::Options;
 use crate::{
     explain::{
         by_allocator,
@@ -10,7 +9,7 @@ use crate::{
     },
     limits::{GroupFacts, LimitFacts},
     report::{
-        label,
+        Options, label,
         page::{Page, of, table},
         unit::{self, Units},
     },

@@ -10,7 +10,7 @@ use crate::{
     },
     judge::Verdict,
     report::{
-        label,
+        Options, label,
         memory::{Memory, held},
         page::{HEADING, Page, of, table},
         unit::{self, Units},
@@ -26,20 +26,8 @@ const BAR: f64 = 24.0;
 const OWNER: usize = 26;
 const ORIGIN: usize = 32;
 
-/// What of it is shown, and how.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Options {
-    /// Rows of a table at most.
-    pub top: usize,
-    /// How bytes are written.
-    pub units: Units,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self { top: 20, units: Units::Iec }
-    }
-}
+/// Rows of a table at most, where nothing else is said: the owners of a node are about as many.
+pub const ROWS: usize = 20;
 
 /// Renders one look, and what it answers, as a report of its own.
 pub fn render(explanation: &Explanation, verdicts: &[Verdict], options: Options) -> String {

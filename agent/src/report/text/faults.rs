@@ -63,11 +63,11 @@ fn caller(site: &FaultSite) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Options, render};
+    use super::super::render;
     use crate::{
         explain::owner::Owner,
         recording::{FaultSite, Recording},
-        report::Report,
+        report::{Options, Report},
         sample,
     };
 

@@ -8,7 +8,7 @@ mod faults;
 use std::fmt::{self, Write as _};
 
 use super::{
-    Report, Total, header, label, loss, memory,
+    Options, Report, Total, header, label, loss, memory,
     page::{HEADING, Page, of, table},
     unit::{self, Units},
     verdict,
@@ -27,21 +27,6 @@ const VM_SITES: usize = 5;
 const LIBRARY: usize = 13;
 const FUNCTION: usize = 19;
 const CALLER: usize = 20;
-
-/// What of a report is shown, and how.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Options {
-    /// Rows of a table at most.
-    pub top: usize,
-    /// How bytes are written.
-    pub units: Units,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self { top: 10, units: Units::Iec }
-    }
-}
 
 /// Renders the report.
 pub fn render(report: &Report<'_>, options: Options) -> String {
@@ -69,7 +54,7 @@ impl Text<'_> {
         self.vm_api()?;
         self.faults()?;
         if let Some(memory) = &self.report.memory {
-            let options = memory::text::Options { units: self.options.units, ..memory::text::Options::default() };
+            let options = Options { top: memory::text::ROWS, units: self.options.units };
             memory::text::sections(&mut self.page, memory, options)?;
         }
         self.losses()?;
