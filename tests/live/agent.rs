@@ -6,6 +6,8 @@ use std::{
     mem,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
+    sync::Mutex,
+    thread,
 };
 
 use nix::{
@@ -25,6 +27,9 @@ pub(crate) fn run(arguments: &[&str]) -> Output {
     beamscope().args(arguments).output().expect("beamscope runs")
 }
 
+/// What recorders have said that failed after they had written the recording.
+static FAILED: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
 /// A `beamscope record` that is recording.
 pub(crate) struct Recording {
     child: Child,
@@ -42,6 +47,7 @@ impl Recording {
     /// The same in another mode, or for another time.
     pub(crate) fn start_as(pid: u32, mode: &str, duration: &str, arguments: &[&str]) -> Self {
         assert!(nix::unistd::geteuid().is_root(), "live tests need root: run `cargo xtask test` as root");
+        assert_eq!(*FAILED.lock().expect("no thread fails with it"), [""; 0], "an earlier recorder failed");
         let folder = tempfile::tempdir().expect("a folder");
         let mut child = beamscope()
             .args(["record", &pid.to_string(), "--mode", mode, "-d", duration, "-o"])
@@ -71,19 +77,28 @@ impl Recording {
         self.child.wait().expect("it is our child");
     }
 
-    /// Waits for its end and returns its report.
+    /// Waits until it is written and returns its report.
     pub(crate) fn wait(self) -> Report {
         let (_folder, file) = self.into_file();
         Report::of(&file)
     }
 
-    /// Waits for its end and returns the recording, which goes with its folder.
+    /// Waits until it is written and returns the recording, which goes with its folder. The probes are taken away meanwhile.
     pub(crate) fn into_file(mut self) -> (TempDir, PathBuf) {
-        self.log.read_to_string(&mut self.seen).expect("its log");
-        let status = self.child.wait().expect("it is our child");
-        assert!(status.success(), "{status}\n{}", self.seen);
+        while !self.seen.lines().last().is_some_and(|line| line.starts_with("wrote ")) {
+            let read = self.log.read_line(&mut self.seen).expect("its log");
+            assert!(read > 0, "beamscope ended before it wrote the recording:\n{}", self.seen);
+        }
         let folder = mem::replace(&mut self.folder, tempfile::tempdir().expect("a folder"));
         let file = folder.path().join("node.bscope");
+        thread::spawn(move || {
+            let mut log = mem::take(&mut self.seen);
+            self.log.read_to_string(&mut log).expect("its log");
+            let status = self.child.wait().expect("it is our child");
+            if !status.success() {
+                FAILED.lock().expect("no thread fails with it").push(format!("{status}\n{log}"));
+            }
+        });
         (folder, file)
     }
 

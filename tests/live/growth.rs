@@ -18,7 +18,7 @@ fn grow(kind: &str) -> (Report, u64) {
     node.ask(&format!("once {kind} 1000 100"));
     let before = node.figure("counters", kind);
     let recording = Recording::start_as(node.pid(), "growth", "120s", &[]);
-    node.ask(&format!("leak {kind} 1000 40 50"));
+    node.ask(&format!("leak {kind} 8000 40 50"));
     sleep(SPAN);
     node.ask(&format!("leak {kind} off"));
     let counted = node.figure("counters", kind) - before;
@@ -52,16 +52,21 @@ fn check_quiet(report: &Report) {
 fn a_native_leak_touches_what_it_keeps() {
     let (report, counted) = grow("malloc");
     check_quiet(&report);
-    let of_leak = |site: &&Value| site["function"] == "take_malloc" && site["owner"] == "native.used";
+    // Some pages are touched by malloc first, others by who writes to the block.
+    let of_leak = |site: &&Value| site["library"] == "leaky.so" && site["owner"] == "native.used";
     let touched = bytes(faults(&report).filter(of_leak).collect());
     // The leak begins in memory that the C library has kept, which was touched before.
-    let rss = |key: &str| report.0["rss"][key].as_f64().expect("bytes");
-    let grown = rss("total") - rss("start_total");
+    let looks = report.0["looks"].as_array().expect("looks");
+    let of_libc =
+        |look: &Value| ["native.used", "native.retained"].map(|owner| look["owners"][owner].as_f64().unwrap_or(0.0));
+    let sum = |look: Option<&Value>| of_libc(look.expect("a look")).iter().sum::<f64>();
+    let grown = sum(looks.last()) - sum(looks.first());
     let error = (touched as f64 / grown - 1.0).abs();
     let shown: Vec<_> = faults(&report).take(5).collect();
-    assert!(error < 0.15 && touched > counted / 4, "{touched} of {grown}, {counted} leaked: {shown:#?}");
+    // Some 300 faults of 5000 are told of, by chance: four standard deviations.
+    assert!(error < 0.25 && touched > counted / 2, "{touched} of {grown}, {counted} leaked: {shown:#?}");
     for site in faults(&report).filter(of_leak) {
-        assert_eq!(site["library"], "leaky.so", "{site:#}");
+        assert!(site["function"] == "take_malloc" || site["function"] == "lose", "{site:#}");
         assert!(site["mfa"].as_str().is_some_and(|mfa| mfa.starts_with("leaky:")), "{site:#}");
     }
 }

@@ -63,12 +63,13 @@ pub(super) fn run(args: &RecordArgs, common: Common) -> anyhow::Result<Ending> {
         progress.set_message("reading the tables");
         let recording = recorder.finish(ended)?;
         output.commit(|into| Ok(stored::write(&recording, into)?))?;
-        progress.set_message("taking the probes away");
-        drop(recorder);
-        progress.finish_and_clear();
         let verdicts = Report::new(&recording).verdicts;
         say(verdict::text::brief(&verdicts).trim_end().to_owned());
         say(format!("wrote {0}; `beamscope report {0}` shows the evidence", args.output.display()));
+        // The kernel needs some seconds for it, in which the recording can be read already.
+        progress.set_message("taking the probes away");
+        drop(recorder);
+        progress.finish_and_clear();
         Ok(ending(&args.fail_on, &verdicts))
     })
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use super::{
     Amount, Answer, Case, Fact, Verdict, VerdictId,
     leak::{self, Finding},
-    thresholds::{LEAK_BLOCKS, LEAK_BYTES, LEAK_RATE},
+    thresholds::{LEAK_BLOCKS, LEAK_BYTES, LEAK_RATE, VM_GROWTH_BYTES},
     trend::{Course, Point, Trend},
 };
 use crate::{
@@ -57,9 +57,10 @@ pub(super) fn judge(case: &Case<'_>) -> Verdict {
     for tag in &tags {
         let (Some(bytes), Some(blocks)) = (Trend::of(&tag.bytes), Trend::of(&tag.blocks)) else { continue };
         let course = bytes.course(LEAK_BYTES.value, LEAK_RATE.value);
-        if matches!(course, Course::Steady | Course::AtOnce | Course::Unclear | Course::TooFew)
-            && blocks.net >= LEAK_BLOCKS.value
-        {
+        // What waits for a garbage collection comes and goes.
+        let is_open = matches!(course, Course::AtOnce | Course::Unclear | Course::TooFew);
+        let counts = course == Course::Steady || (is_open && bytes.net >= VM_GROWTH_BYTES.value);
+        if counts && blocks.net >= LEAK_BLOCKS.value {
             growing.push((tag, bytes, course));
         }
     }
