@@ -1,10 +1,14 @@
 //! What does a running node show when it is looked at again?
 
-use std::thread;
+use std::{thread, time::Duration};
 
 /// How often is looked at what a node changes in a few steps. A thread of the node that was interrupted between two of
 /// them needs a processor to get on, perhaps ours.
 const TRIES: usize = 64;
+/// Tries after which it is waited for, and how long each time: where more threads are ready than there are processors, one
+/// that was interrupted gets on after some milliseconds only.
+const PATIENT: usize = 16;
+const PAUSE: Duration = Duration::from_micros(300);
 
 /// Tries again, and lets others run before.
 pub fn again<T, E>(attempt: impl FnMut() -> Result<T, E>) -> Result<T, E> {
@@ -13,11 +17,11 @@ pub fn again<T, E>(attempt: impl FnMut() -> Result<T, E>) -> Result<T, E> {
 
 /// Tries at most `tries` times.
 pub fn times<T, E>(tries: usize, mut attempt: impl FnMut() -> Result<T, E>) -> Result<T, E> {
-    for _ in 1..tries {
+    for tried in 1..tries {
         if let Ok(value) = attempt() {
             return Ok(value);
         }
-        thread::yield_now();
+        if tried < PATIENT { thread::yield_now() } else { thread::sleep(PAUSE) }
     }
     attempt()
 }

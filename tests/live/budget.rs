@@ -52,7 +52,9 @@ fn a_quiet_node_is_followed_in_full() {
     let recording = Recording::start_as(node.pid(), "auto", "60s", &[]);
     sleep(Duration::from_secs(3));
     let report = recording.stop();
-    report.assert_no_loss();
+    // A page that a new thread touches first can have a stack that ends in `clone`, which has no unwind tables.
+    let losses = report.0["losses"].as_object().expect("losses");
+    assert!(losses.keys().all(|name| name == "stacks_without_unwind_information"), "{losses:?}");
     assert_eq!(report.0["blind"], serde_json::json!([]));
     let seconds = report.0["interval"]["seconds"].as_f64().expect("seconds");
     assert!((report.0["interval"]["followed_seconds"].as_f64().expect("seconds") - seconds).abs() < 1e-9);
