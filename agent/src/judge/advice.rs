@@ -80,15 +80,19 @@ pub(super) fn reclaimable(cached: bool) -> Vec<String> {
 /// The call that shows inside the node who holds memory of `class`.
 pub(super) fn holder(class: &str) -> Vec<String> {
     let call = match class {
-        "processes" => "recon:proc_count(memory, 5).",
-        "messages" => "recon:proc_count(message_queue_len, 5).",
-        "binaries" => "recon:bin_leak(5).  % or: recon:proc_count(binary_memory, 5).",
-        "ets" => "lists:sublist(lists:reverse(lists:keysort(2, [{T, ets:info(T, memory)} || T <- ets:all()])), 5).",
-        "atoms" => "{erlang:system_info(atom_count), erlang:system_info(atom_limit)}.",
-        "code" => "{erlang:memory(code), length(code:all_loaded())}.",
-        "ports" => "recon:port_types().",
-        "driver" => "instrument:allocations().",
-        _ => "{erlang:memory(system), recon_alloc:memory(allocated_types)}.",
+        "processes" => "recon:proc_count(memory, 5).  % the largest processes",
+        "messages" => "recon:proc_count(message_queue_len, 5).  % the longest queues",
+        "binaries" => "recon:bin_leak(5).  % who lets binaries go when it is garbage collected",
+        "ets" => {
+            "lists:sublist(lists:reverse(lists:keysort(2, [{T, ets:info(T, memory)} || T <- ets:all()])), 5).  % the largest tables"
+        }
+        "atoms" => {
+            "{erlang:system_info(atom_count), erlang:system_info(atom_limit)}.  % and where the node makes atoms of input"
+        }
+        "code" => "{erlang:memory(code), length(code:all_loaded())}.  % and who loads modules",
+        "ports" => "recon:port_types().  % which drivers they are of",
+        "driver" => "instrument:allocations().  % who asked, by type and size",
+        _ => "{erlang:memory(system), recon_alloc:memory(allocated_types)}.  % which allocator it is in",
     };
     vec![call.to_owned()]
 }

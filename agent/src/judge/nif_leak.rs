@@ -91,7 +91,10 @@ pub(super) fn judge(case: &Case<'_>) -> Verdict {
         bytes: bytes(trend.net),
         subject: Some(subject.clone()),
         evidence,
-        next: vec![format!("{} --vm-api", case.record("exact", 1.0))],
+        next: vec![
+            format!("{} --vm-api", case.record("exact", 1.0)),
+            "recon:bin_leak(5).  % whether Erlang processes keep its binaries and resources".into(),
+        ],
         ..verdict
     };
     if *course != Course::Steady {
