@@ -82,7 +82,8 @@ impl Place {
 
 impl std::fmt::Display for Place {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match (&self.function, &self.library) {
+        let Self { library, function, caller } = self;
+        match (function, library) {
             // `library+0x123` names the library already.
             (Some(function), Some(library)) if function.starts_with(library.as_str()) => f.write_str(function)?,
             (Some(function), Some(library)) => write!(f, "{function} in {library}")?,
@@ -90,7 +91,7 @@ impl std::fmt::Display for Place {
             (None, Some(library)) => f.write_str(library)?,
             (None, None) => f.write_str("code without a name")?,
         }
-        self.caller.as_ref().map_or(Ok(()), |caller| write!(f, ", called by {caller}"))
+        caller.as_ref().map_or(Ok(()), |caller| write!(f, ", called by {caller}"))
     }
 }
 

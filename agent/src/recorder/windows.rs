@@ -88,8 +88,10 @@ impl Windows {
     }
 
     fn step(&mut self, at: f64, what: String) {
-        if self.steps.len() < STEPS {
-            self.steps.push(BudgetStep { at, what });
+        match self.steps.len() {
+            ..STEPS => self.steps.push(BudgetStep { at, what }),
+            STEPS => self.steps.push(BudgetStep { at, what: "steps from here on are not listed".to_owned() }),
+            _ => {}
         }
         self.thinned_at = None;
     }

@@ -120,6 +120,7 @@ impl Leak {
     /// What is wrong with the rate, and with the site that it is found at.
     fn contradicted_by(&self, counted: Counted, report: &Report) -> Vec<String> {
         const ALLOWED: f64 = 0.05;
+        let Self { library, function, mfa, .. } = *self;
         let mut wrong = Vec::new();
         let verdict = report.0["verdicts"].as_array().and_then(|all| all.iter().find(|one| one["id"] == self.verdict));
         let rate = verdict.and_then(|verdict| verdict["growth_per_s"].as_f64());
@@ -127,16 +128,16 @@ impl Leak {
             wrong.push(format!("{}: {rate:?} bytes/s, {:.0} were counted", self.verdict, counted.rate()));
         }
         let text = verdict.map(Value::to_string).unwrap_or_default();
-        for name in [Some(self.library), Some(self.function), self.mfa].into_iter().flatten() {
+        for name in [Some(library), Some(function), mfa].into_iter().flatten() {
             if !text.contains(name) {
                 wrong.push(format!("{}: {name} is not named", self.verdict));
             }
         }
-        let sites = report.all_sites().iter().filter(|site| site["function"].as_str() == Some(self.function));
+        let sites = report.all_sites().iter().filter(|site| site["function"].as_str() == Some(function));
         let largest = sites.max_by_key(|site| site["outstanding_bytes"].as_u64());
-        let [library, mfa] = ["library", "mfa"].map(|key| largest.map(|site| site[key].clone()));
-        if library != Some(json!(self.library)) || mfa != Some(json!(self.mfa)) {
-            wrong.push(format!("the site of {} is of {library:?}, called by {mfa:?}", self.function));
+        let named = ["library", "mfa"].map(|key| largest.map(|site| site[key].clone()));
+        if named != [Some(json!(library)), Some(json!(mfa))] {
+            wrong.push(format!("the site of {function} is of {named:?}"));
         }
         wrong
     }
@@ -156,8 +157,8 @@ fn keep(scenario: &Scenario, counted: Option<Counted>, file: &Path) {
     let folder = Path::new(&folder);
     fs::copy(file, folder.join(format!("{}.bscope", scenario.name))).expect("a copy");
     let answers = |id: &&str| ((*id).to_owned(), json!(scenario.truth_of(id).answers()));
-    let leak = scenario.leak.map(|leak| {
-        json!({ "verdict": leak.verdict, "library": leak.library, "function": leak.function, "mfa": leak.mfa,
+    let leak = scenario.leak.map(|Leak { verdict, library, function, mfa, .. }| {
+        json!({ "verdict": verdict, "library": library, "function": function, "mfa": mfa,
                 "counted_bytes_per_s": counted.map(Counted::rate) })
     });
     let said: Vec<&str> = scenario.before.iter().chain(scenario.during).copied().collect();
